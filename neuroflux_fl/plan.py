@@ -1,0 +1,71 @@
+"""What a device intends to do: a plan is a list of blocks, a block is a list of windows with one batch size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Consecutive units trained end to end against the head of ``last_unit``. Both ends are included."""
+
+    first_unit: int
+    last_unit: int
+
+    @property
+    def reach(self) -> int:
+        """Number of units that one gradient passes through."""
+        return self.last_unit - self.first_unit + 1
+
+    @property
+    def units(self) -> range:
+        """Numbers of its units."""
+        return range(self.first_unit, self.last_unit + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Consecutive windows that are trained together with one batch size."""
+
+    windows: tuple[Window, ...]
+    batch_size: int
+    learning_rate: float
+    predicted_peak_bytes: int
+    """Peak of a whole training step: weights, gradients, optimizer state, activations, heads, input, workspace."""
+    predicted_seconds_per_sample: float
+    """Training time for one sample of one pass, the cache's read and write included."""
+
+    @property
+    def first_unit(self) -> int:
+        """Start of the first window: the cut whose activations the block trains from."""
+        return self.windows[0].first_unit
+
+    @property
+    def last_unit(self) -> int:
+        """End of the last window: the unit whose exit the block is for."""
+        return self.windows[-1].last_unit
+
+    @property
+    def units(self) -> range:
+        """Numbers of the units of all its windows."""
+        return range(self.first_unit, self.last_unit + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Blocks in the order of the unit chain. Units in no block are run forward only."""
+
+    budget_bytes: int | None
+    """None stands for no limit."""
+    blocks: tuple[Block, ...]
+    untrained_units: tuple[int, ...]
+    """Units that do not fit the budget even at the smallest batch; never part of a block."""
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """The highest of the blocks' peaks: blocks are trained one after the other."""
+        return max((block.predicted_peak_bytes for block in self.blocks), default=0)
+
+    def block_of(self, unit: int) -> Block | None:
+        """The block that trains ``unit``, or None where none does."""
+        return next((block for block in self.blocks if unit in block.units), None)
