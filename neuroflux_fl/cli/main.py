@@ -1,0 +1,68 @@
+"""``neuroflux-fl``: the commands, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Before torch is imported: large tensors in huge pages cost fewer page faults where freed memory goes back at once.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+for _name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
+    os.environ.setdefault(_name, "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import typer
+
+from neuroflux_fl import __version__
+from neuroflux_fl.cli.output import print_error
+from neuroflux_fl.cli.plan import plan
+from neuroflux_fl.cli.simulate import simulate
+from neuroflux_fl.cli.train import train
+from neuroflux_fl.errors import NeurofluxError
+
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="neuroflux-fl",
+    help="Train CNNs on a fleet of unequal, memory-poor devices.\n\n"
+    "[bold]plan[/bold] shows what fits into a memory budget, [bold]train[/bold] trains on this one device, "
+    "[bold]simulate[/bold] runs a whole fleet on this machine.\n\n"
+    "Exit codes: 2 wrong option, 3 configuration, 4 data, 5 memory budget, 6 files and disks, 7 fleet, "
+    "8 missing package, 9 network message.",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(plan)
+app.command()(train)
+app.command()(simulate)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Options of all commands."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error and an exit code of its kind."""
+    try:
+        app()
+    except NeurofluxError as error:
+        print_error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print_error("Interrupted.")
+        sys.exit(_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

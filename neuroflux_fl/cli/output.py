@@ -1,0 +1,76 @@
+"""How the commands speak: JSON on standard output, everything for eyes on standard error or as tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from neuroflux_fl.errors import UsageError
+from neuroflux_fl.sizes import format_bytes, parse_bytes
+
+progress_console = Console(stderr=True, highlight=False)
+result_console = Console(highlight=False)
+
+
+def print_error(message: str) -> None:
+    """One line on standard error, never wrapped."""
+    sys.stderr.write("Error: " + " ".join(message.split()) + "\n")
+
+
+def print_json(value: Any) -> None:
+    """The one JSON document of a command."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def make_progress() -> Progress:
+    """A progress display on standard error; it draws nothing where that is not a terminal."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=progress_console,
+        transient=True,
+    )
+
+
+def make_table(title: str, columns: list[str]) -> Table:
+    """A table whose first column is for names and the rest for figures."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def size_cell(value: int | None) -> str:
+    """A size, or a dash where it is unknown."""
+    return "-" if value is None else format_bytes(value)
+
+
+def percent_cell(value: float | None) -> str:
+    """A share as per cent, or a dash where it is unknown."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def parse_budget(text: str | None) -> int | None:
+    """``--budget``: a size, or ``none`` for no limit."""
+    return None if text is None or text.lower() == "none" else parse_bytes(text)
+
+
+def parse_image_shape(text: str) -> tuple[int, int, int]:
+    """``3x32x32``: channels, height, width.
+
+    Raises:
+        UsageError: anything else.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"Image {text!r} is not channels x height x width: write for example 3x32x32.")
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width

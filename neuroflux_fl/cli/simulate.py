@@ -1,0 +1,304 @@
+"""``neuroflux-fl simulate``: a fleet of unequal devices on this machine, with the code that real devices run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from neuroflux_fl.cli.output import (
+    make_progress,
+    make_table,
+    percent_cell,
+    print_json,
+    progress_console,
+    result_console,
+    size_cell,
+)
+from neuroflux_fl.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from neuroflux_fl.run_config import RunConfig, Value
+
+
+def simulate(
+    model: Annotated[str | None, typer.Option(help="vgg11, vgg13, vgg16, vgg19, resnet18 or resnet34.")] = None,
+    width: Annotated[float | None, typer.Option(help="Factor on the channels of a VGG.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="digits, cifar10, cifar100, fashion-mnist, or a folder (images or Parquet).")
+    ] = None,
+    devices: Annotated[int, typer.Option(help="Number of devices.")] = 8,
+    budgets: Annotated[
+        str | None, typer.Option(help="Memory budgets, dealt out in turn, for example 48MiB,96MiB.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Dirichlet concentration of classes: small is uneven.")] = None,
+    partition: Annotated[str | None, typer.Option(help="iid, dirichlet or shards.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds in all.")] = None,
+    local_epochs: Annotated[int | None, typer.Option(help="Passes over its data a device makes in a round.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="progressive (stage after stage) or joint.")] = None,
+    aggregation: Annotated[str | None, typer.Option(help="fedavg or fednova.")] = None,
+    method: Annotated[str | None, typer.Option(help="neuroflux, backprop-all or backprop-fitting.")] = None,
+    head: Annotated[str | None, typer.Option(help="conv or pooled.")] = None,
+    reach: Annotated[int | None, typer.Option(help="Units that one gradient passes through, at most.")] = None,
+    cohort: Annotated[int | None, typer.Option(help="Devices drawn for a round; 0 takes all.")] = None,
+    train_limit: Annotated[int | None, typer.Option(help="Use this many training images; 0 uses all.")] = None,
+    test_limit: Annotated[int | None, typer.Option(help="Use this many test images; 0 uses all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, shares, cohorts, order and augmentation.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of run settings; flags win over it.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any run setting as key=value; may be given several times.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Worker processes; 0 runs all devices in this process.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of torch in each process; 0 divides the cores.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for run.json, rounds.jsonl and the exit.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics on this port of 127.0.0.1 during the run.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every device's plan and train nothing.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+) -> None:
+    """Simulate a fleet: devices with different memory budgets train their blocks, the server aggregates per unit.
+
+    Without options it trains a half-width VGG-11 on scikit-learn's bundled digits with 8 devices and 4 budgets, in
+    under three minutes on two cores, offline.
+
+    Example: neuroflux-fl simulate --model vgg11 --data ~/cifar10 --devices 8 --budgets 48MiB,96MiB,192MiB,384MiB
+    --alpha 0.3 --rounds 20 --out runs/fleet
+    """
+    flags = {
+        "model": model, "width": width, "data": data, "budgets": budgets, "alpha": alpha, "partition": partition,
+        "num-server-rounds": rounds, "local-epochs": local_epochs, "schedule": schedule, "aggregation": aggregation,
+        "method": method, "head": head, "reach": reach, "cohort": cohort, "train-limit": train_limit,
+        "test-limit": test_limit, "seed": seed, "out": None if out is None else str(out),
+    }  # fmt: skip
+    if devices < 1:
+        raise UsageError(f"Devices {devices} is too small: a fleet has at least 1 device.")
+    if workers < 0 or threads < 0:
+        raise UsageError(f"Workers {workers} and threads {threads} must not be negative.")
+    run_config = _configure(flags, config, set_ or [])
+    if resume and out is None:
+        raise UsageError("--resume needs --out: the folder of the run that was interrupted.")
+    with tempfile.TemporaryDirectory(prefix="neuroflux-fleet-") as folder:
+        nodes = _nodes(run_config, devices, Path(folder) if out is None else out / "devices")
+        if dry_run:
+            _show_plans(run_config, nodes, json)
+            return
+        summary = _run(run_config, nodes, workers=workers, threads=threads, metrics_port=metrics_port, resume=resume)
+    if json:
+        print_json(summary)
+    else:
+        print_summary(summary)
+
+
+def _configure(flags: dict[str, Any], path: Path | None, settings: Sequence[str]) -> RunConfig:
+    """Defaults, then the file, then ``--set``, then flags; simulated fleets do not pause between polls."""
+    from neuroflux_fl.run_config import RunConfig
+
+    values: dict[str, Value] = {"poll-seconds": 0.0}
+    if path is not None:
+        values |= RunConfig.from_toml(path)
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"Setting {setting!r} has no value: write --set key=value.")
+        values[key] = _parse(text)
+    values |= {key: value for key, value in flags.items() if value is not None}
+    return RunConfig.from_flat(values)
+
+
+def _parse(text: str) -> Value:
+    """A value as TOML would read it; anything else is text."""
+    import tomllib
+
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, (bool, int, float, str)) else text
+
+
+def _nodes(config: RunConfig, devices: int, folder: Path) -> dict[int, dict[str, Value]]:
+    """Node configurations by node id, as ``flower-supernode --node-config`` would give them."""
+    budgets = config.budget_list()
+    return {
+        index + 1: {
+            "partition-id": index,
+            "num-partitions": devices,
+            "memory-budget": str(budgets[index % len(budgets)]),
+            "device-class": f"simulated-{index % len(budgets)}",
+            "state-folder": str(folder / f"device-{index}"),
+        }
+        for index in range(devices)
+    }
+
+
+def _run(
+    config: RunConfig,
+    nodes: dict[int, dict[str, Value]],
+    *,
+    workers: int,
+    threads: int,
+    metrics_port: int | None,
+    resume: bool,
+) -> dict[str, Any]:
+    import torch
+
+    from clients.app import app
+    from clients.process import prepare_process
+    from neuroflux_fl.fleet_model import device_share, run_data, run_network
+    from server.fleet import DeviceRecord
+    from server.fleet_state import RoundRecord
+    from server.grid import InProcessGrid
+    from server.grid_workers import worker_grid
+    from server.run import execute_run
+
+    cores = os.cpu_count() or 1
+    # Bad data and bad shares are found here, before any process is started.
+    data = run_data(config)
+    run_network(config, data)
+    for node in nodes.values():
+        device_share(config, data, int(node["partition-id"]), len(nodes))
+    if workers:
+        torch.set_num_threads(1)
+        grid = worker_grid(
+            "clients.app:app",
+            nodes,
+            config.to_flat(),
+            workers=min(workers, len(nodes)),
+            torch_threads=threads or max(1, cores // workers),
+            initializer="clients.process:prepare_process",
+        )
+    else:
+        torch.set_num_threads(threads or cores)
+        prepare_process()
+        grid = InProcessGrid(app, nodes, config.to_flat())
+    report = _metrics_reporter(metrics_port)
+    with grid, make_progress() as progress:
+        task = progress.add_task("starting", total=config.num_server_rounds)
+
+        def observe(record: RoundRecord, devices: Sequence[DeviceRecord]) -> None:
+            report(record, devices)
+            progress.update(task, completed=record.round, description=_describe(record))
+            if not progress_console.is_terminal:
+                progress_console.print(f"round {record.round}/{config.num_server_rounds}: {_describe(record)}")
+
+        return execute_run(grid, config, observer=observe, resume=resume)
+
+
+def _metrics_reporter(port: int | None) -> Callable[..., None]:
+    if port is None:
+        return lambda *_: None
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from neuroflux_fl.metrics import Metrics
+    from server.telemetry import report_round
+
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    try:
+        start_http_server(port, addr="127.0.0.1", registry=registry)
+    except OSError as error:
+        raise UsageError(f"Metrics port {port} cannot be opened: {error.strerror}. Choose a free port.") from error
+    return lambda record, devices: report_round(metrics, record, devices)
+
+
+def _describe(record: Any) -> str:
+    accuracies = record.test or record.exits
+    shown = ", ".join(f"exit {unit} {percent_cell(accuracy)}" for unit, accuracy in accuracies.items())
+    return f"stage {record.stage}, {shown or 'no exit scored'}"
+
+
+def _show_plans(config: RunConfig, nodes: dict[int, dict[str, Value]], as_json: bool) -> None:
+    import torch
+
+    from neuroflux_fl.cli.plan import plan_fields
+    from neuroflux_fl.errors import BudgetError
+    from neuroflux_fl.fleet_model import device_share, run_data, run_network
+    from neuroflux_fl.machine_speed import measure_speed
+    from neuroflux_fl.planning import plan_backpropagation, plan_units
+    from neuroflux_fl.profiling import profile_network
+
+    data = run_data(config)
+    network = run_network(config, data)
+    profile = profile_network(network, speed=measure_speed(torch.device("cpu")), reach=config.reach)
+    rows = []
+    for node in nodes.values():
+        examples = len(device_share(config, data, int(node["partition-id"]), len(nodes)).train)
+        budget = int(node["memory-budget"])
+        settings = config.planner_settings(examples=examples)
+        row: dict[str, Any] = {"device": node["partition-id"], "budget_bytes": budget, "train_examples": examples}
+        try:
+            if config.method == "neuroflux":
+                row |= plan_fields(plan_units(profile, budget, settings))
+            else:
+                limit = None if config.method == "backprop-all" else budget
+                row |= plan_fields(plan_backpropagation(profile, limit, settings))
+        except BudgetError as error:
+            row |= {"blocks": [], "untrained_units": list(range(len(network))), "note": str(error)}
+        rows.append(row)
+    if as_json:
+        print_json({"config": config.to_flat(), "devices": rows})
+        return
+    table = make_table("Plans, all units at once", ["device", "budget", "images", "blocks: units x batch", "untrained"])
+    for row in rows:
+        table.add_row(
+            str(row["device"]), size_cell(row["budget_bytes"]), str(row["train_examples"]), _blocks_cell(row["blocks"]),
+            str(row["untrained_units"] or "-"),
+        )  # fmt: skip
+    result_console.print(table)
+
+
+def _blocks_cell(blocks: list[dict[str, Any]]) -> str:
+    return " ".join(f"{row['first_unit']}-{row['last_unit']}x{row['batch_size']}" for row in blocks) or "-"
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """The tables of devices, rounds and exits."""
+    devices = make_table(
+        "Devices", ["device", "budget", "images", "blocks: units x batch", "predicted", "measured", "samples/s", "sent"]
+    )
+    for row in summary["devices"]:
+        devices.add_row(
+            str(row["node_id"]),
+            size_cell(row["budget_bytes"]),
+            str(row["train_examples"]),
+            _blocks_cell(row["blocks"]),
+            size_cell(row["predicted_peak_bytes"]),
+            size_cell(row["measured_peak_bytes"]),
+            f"{row['samples_per_second']:.0f}",
+            size_cell(row["bytes_up"]),
+        )
+    result_console.print(devices)
+    rounds = make_table("Rounds", ["round", "stage", "accuracy of exits", "devices", "seconds", "up", "down"])
+    for record in summary["rounds"]:
+        accuracies = record["test"] or record["exits"]
+        rounds.add_row(
+            str(record["round"]),
+            str(record["stage"]),
+            " ".join(f"{unit}: {percent_cell(accuracy)}" for unit, accuracy in accuracies.items()),
+            str(max(record["contributors"].values(), default=0)),
+            f"{record['seconds']:.1f}",
+            size_cell(record["bytes_up"]),
+            size_cell(record["bytes_down"]),
+        )
+    result_console.print(rounds)
+    exits = make_table("Exits of the final model", ["unit", "validation", "test", "parameters"])
+    chosen = summary["chosen_exit"]
+    for row in summary["exits"]:
+        mark = " (chosen)" if chosen is not None and row["unit"] == chosen["unit"] else ""
+        exits.add_row(
+            f"{row['unit']}{mark}",
+            percent_cell(row["validation_accuracy"]),
+            percent_cell(row["test_accuracy"]),
+            f"{row['parameters']:,}",
+        )
+    result_console.print(exits)
+    result_console.print(
+        f"{summary['seconds']:.1f} s, {summary['device_seconds']:.1f} device-seconds, "
+        f"{size_cell(summary['bytes_up'])} up, {size_cell(summary['bytes_down'])} down."
+    )

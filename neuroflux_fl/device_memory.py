@@ -1,0 +1,138 @@
+"""The truth about memory: what the process or the GPU really held, and how the C allocator is told to keep to it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_MAP_FROM_BYTES = 128 * 1024
+
+
+def return_freed_memory_at_once() -> bool:
+    """Make glibc give every freed tensor back to the kernel at once, for the rest of the process.
+
+    Left alone, glibc keeps freed tensors in a fragmented heap, and a training step's true peak is about twice what
+    its tensors need. Mapping large allocations one by one makes the peak exact, at the price of page faults. Returns
+    False where there is no glibc; the measured peak then shows what the platform's allocator does.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = ((_M_MMAP_THRESHOLD, _MAP_FROM_BYTES), (_M_TRIM_THRESHOLD, _MAP_FROM_BYTES), (_M_ARENA_MAX, 2))
+    return all(mallopt(option, value) == 1 for option, value in settings)
+
+
+def release_free_memory() -> None:
+    """Collect garbage and return the heap's free pages to the kernel, so that a baseline is a true one."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform.startswith("linux"):
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):
+            return
+
+
+def warm_up_kernels() -> None:
+    """Run one tiny training step so that code pages and library tables are resident before any baseline is taken."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(16, 16, 3, padding=1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 4),
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    for _ in range(2):
+        loss = nn.functional.cross_entropy(network(torch.zeros(8, 3, 16, 16)), torch.zeros(8, dtype=torch.long))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    network.eval()
+    with torch.no_grad():
+        network(torch.zeros(8, 3, 16, 16))
+
+
+@dataclass(slots=True)
+class PeakMeter:
+    """Peak bytes held since ``start``, over what was held then. On CUDA the allocator's own counter; on Linux the
+    kernel's peak resident size (``VmHWM``), which counts everything: tensors, workspace, slack. Elsewhere None."""
+
+    device: torch.device
+    _baseline: int = 0
+    _usable: bool = False
+
+    def start(self) -> None:
+        """Begin a new measurement; frees what can be freed first."""
+        release_free_memory()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._baseline = torch.cuda.memory_allocated(self.device)
+            self._usable = True
+            return
+        try:
+            _CLEAR_REFS.write_text(_RESET_PEAK)
+            self._baseline = _status_bytes("VmRSS")
+            self._usable = True
+        except OSError:
+            self._usable = False
+
+    def peak_bytes(self) -> int | None:
+        """Peak since ``start`` in bytes, or None where the platform cannot tell."""
+        if not self._usable:
+            return None
+        if self.device.type == "cuda":
+            return max(0, torch.cuda.max_memory_allocated(self.device) - self._baseline)
+        return max(0, _status_bytes("VmHWM") - self._baseline)
+
+
+def limit_cuda_memory(device: torch.device, budget_bytes: int) -> None:
+    """Make CUDA's allocator refuse more than the budget, so that a plan cannot overrun it. No effect on a CPU."""
+    if device.type != "cuda":
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, budget_bytes / total), device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or on a CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # What torch's CPU allocator says where memory is mapped (Linux, macOS) and on Windows.
+    refusals = ("can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(refusal in str(error) for refusal in refusals)
+
+
+def available_memory_bytes() -> int:
+    """Memory that this process could still take: the smaller of the cgroup's limit and the kernel's estimate."""
+    limits = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+    except OSError:
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    cgroup = Path("/sys/fs/cgroup/memory.max")
+    if cgroup.exists() and (text := cgroup.read_text().strip()).isdigit():
+        limits.append(int(text))
+    return min(limits)
+
+
+def _status_bytes(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{_STATUS} has no field {field}")

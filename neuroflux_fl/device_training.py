@@ -1,0 +1,179 @@
+"""Everything that one device does for a range of units: block after block, cached activations between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from neuroflux_fl.activation_cache import ActivationCache
+from neuroflux_fl.activation_flow import ActivationFlow
+from neuroflux_fl.block_training import BlockResult, TrainSettings, train_block
+from neuroflux_fl.data.images import LabelledImages
+from neuroflux_fl.device_memory import PeakMeter
+from neuroflux_fl.evaluation import Score, score_exits
+from neuroflux_fl.local_network import LocalNetwork
+from neuroflux_fl.plan import Block, Plan
+from neuroflux_fl.planning import PlannerSettings
+from neuroflux_fl.sample_source import ImageSource, SampleSource
+from neuroflux_fl.stopwatch import Stopwatch
+from neuroflux_fl.unit_store import UnitStore
+
+CROP_PADDING = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceData:
+    """A device's own share of the data."""
+
+    train: LabelledImages
+    validation: LabelledImages
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    horizontal_flip: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSettings:
+    """Where activations are cached, how much, and how exactly."""
+
+    folder: Path
+    quota_bytes: int | None = None
+    precision: str = "float16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult:
+    """What training a range of units came to."""
+
+    blocks: tuple[BlockResult, ...]
+    """Finished blocks, in order; a block that the deadline cut short is not among them."""
+    forward_peak_bytes: int | None
+    """Peak of running frozen units forward into the cache, between blocks."""
+    deadline_reached: bool
+
+
+Progress = Callable[[Block, int, float, Score | None], None]
+"""Called after each epoch with the block, the epoch's number, the loss and the validation score."""
+
+
+class DeviceTrainer:
+    """One device's data, weights and cache. ``train`` may be called again for other units, as rounds go by."""
+
+    def __init__(
+        self,
+        network: LocalNetwork,
+        store: UnitStore,
+        data: DeviceData,
+        *,
+        cache: CacheSettings,
+        settings: TrainSettings,
+        planner: PlannerSettings,
+        memory_bytes: int | None,
+        device: torch.device,
+    ) -> None:
+        self.network = network
+        self.store = store
+        self.data = data
+        self.cache = ActivationCache(cache.folder, quota_bytes=cache.quota_bytes, precision=cache.precision)
+        self.settings = settings
+        self.planner = planner
+        self.device = device
+        self.stopwatch = Stopwatch()
+        self._memory_bytes = memory_bytes
+        with self.stopwatch.running("cache"):
+            self._train_flow = self.flow(data.train, views=settings.views)
+            self._validation_flow = self.flow(data.validation, views=1)
+
+    def flow(self, data: LabelledImages, *, views: int) -> ActivationFlow:
+        """A data set on its way through this device's network; with one view it is not augmented."""
+        images = ImageSource(
+            data,
+            mean=self.data.mean,
+            std=self.data.std,
+            horizontal_flip=self.data.horizontal_flip,
+            padding=CROP_PADDING,
+            seed=self.settings.seed,
+            device=self.device,
+        )
+        return ActivationFlow(
+            images, self.store, self.cache, views=views, memory_bytes=self._memory_bytes, device=self.device
+        )
+
+    def train(
+        self,
+        plan: Plan,
+        *,
+        epochs: int | None = None,
+        first_epoch: int = 0,
+        known: int = 0,
+        learning_rate_scale: float = 1.0,
+        deadline: float | None = None,
+        on_epoch: Progress | None = None,
+    ) -> TrainingResult:
+        """Train the plan's blocks in order, each to its end, from activations of everything before it.
+
+        Args:
+            plan: the blocks; units of the chain before and between them run forward only.
+            epochs: instead of the settings' number.
+            first_epoch: passes that earlier calls have made.
+            known: a cut whose activations earlier calls have left in the cache.
+            learning_rate_scale: factor on every block's rate.
+            deadline: ``time.monotonic()`` at which to stop; finished blocks are kept.
+            on_epoch: progress.
+        """
+        settings = replace(self.settings, epochs=self.settings.epochs if epochs is None else epochs)
+        results: list[BlockResult] = []
+        forward_peak: int | None = None
+        start = known
+        for block in plan.blocks:
+            if deadline is not None and time.monotonic() > deadline:
+                return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=True)
+            views = {epoch % settings.views for epoch in range(first_epoch, first_epoch + settings.epochs)}
+            inputs, validation, peak = self._advance(start, block.first_unit, keep=known, views=views)
+            if peak is not None:
+                forward_peak = max(forward_peak or 0, peak)
+            start = block.first_unit
+            result = train_block(
+                self.store,
+                block,
+                inputs,
+                settings,
+                validation=validation,
+                device=self.device,
+                base_learning_rate=self.planner.learning_rate,
+                learning_rate_scale=learning_rate_scale,
+                first_epoch=first_epoch,
+                deadline=deadline,
+                stopwatch=self.stopwatch,
+                on_epoch=None if on_epoch is None else lambda *event, b=block: on_epoch(b, *event),
+            )
+            if not result.finished:
+                return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=True)
+            results.append(result)
+        return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=False)
+
+    def score_exits(self, first_unit: int, last_unit: int, *, data: LabelledImages | None = None) -> dict[int, Score]:
+        """Accuracy of the stored exits on validation data, or on ``data``."""
+        with self.stopwatch.running("evaluate"):
+            flow = self._validation_flow if data is None else self.flow(data, views=1)
+            return score_exits(
+                flow, self.store, self.cache, first_unit=first_unit, last_unit=last_unit, device=self.device
+            )
+
+    def keep_cached_only(self, cut: int) -> None:
+        """Remove cached activations but those at ``cut``, which the next round starts from."""
+        self.cache.keep_only([*self._train_flow.keys(cut), *self._validation_flow.keys(cut)] if cut else [])
+
+    def _advance(self, start: int, cut: int, *, keep: int, views: set[int]) -> tuple[SampleSource, SampleSource, int | None]:
+        meter = PeakMeter(self.device)
+        with self.stopwatch.running("cache"):
+            meter.start()
+            inputs = self._train_flow.source_at(cut, known=start, wanted=views)
+            validation = self._validation_flow.source_at(cut, known=start)
+            if start not in (0, cut, keep):
+                self.cache.remove_all([*self._train_flow.keys(start), *self._validation_flow.keys(start)])
+        return inputs, validation, meter.peak_bytes()

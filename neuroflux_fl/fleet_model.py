@@ -1,0 +1,74 @@
+"""What server and devices build alike from the run's configuration: data, network and shares of the data."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from neuroflux_fl.data import ImageData, load_data, partition, split_validation
+from neuroflux_fl.device_training import DeviceData
+from neuroflux_fl.errors import DataError
+from neuroflux_fl.local_network import LocalNetwork, build_network
+from neuroflux_fl.models import build_chain
+from neuroflux_fl.run_config import RunConfig
+
+
+@lru_cache(maxsize=2)
+def load_run_data(data: str, image_side: int, train_limit: int, test_limit: int, seed: int) -> ImageData:
+    """The run's data set, loaded once in each process."""
+    return load_data(
+        data,
+        image_side=image_side or None,
+        train_limit=train_limit or None,
+        test_limit=test_limit or None,
+        seed=seed,
+    )
+
+
+def run_data(config: RunConfig) -> ImageData:
+    """The data set that the configuration names."""
+    return load_run_data(config.data, config.image_side, config.train_limit, config.test_limit, config.seed)
+
+
+def run_network(config: RunConfig, data: ImageData) -> LocalNetwork:
+    """The network for that data: a description without weights."""
+    chain = build_chain(
+        config.model, image_shape=data.image_shape, classes=data.classes, norm=config.norm, width=config.width
+    )
+    return build_network(chain, config.head_settings(), config.norm)
+
+
+def device_share(config: RunConfig, data: ImageData, partition_id: int, partitions: int) -> DeviceData:
+    """One device's images, split into training and validation: a function of the configuration alone.
+
+    Raises:
+        DataError: the device number is outside the fleet, or (``require-all-classes``) a class has no image on it.
+    """
+    if not 0 <= partition_id < partitions:
+        raise DataError(f"Device {partition_id} is outside the fleet of {partitions}: number devices from 0.")
+    shares = partition(
+        data.train.labels,
+        partitions,
+        config.partition,
+        alpha=config.alpha,
+        shards_per_device=config.shards_per_device,
+        min_examples=8,
+        seed=config.seed,
+    )
+    indices = shares[partition_id]
+    if config.require_all_classes:
+        counts = np.bincount(data.train.labels[indices], minlength=data.classes)
+        if counts.min() == 0:
+            raise DataError(
+                f"Device {partition_id} has no image of class {data.class_names[int(counts.argmin())]!r}: raise alpha "
+                f"(now {config.alpha}), use fewer devices (now {partitions}), or set require-all-classes to false."
+            )
+    train, validation = split_validation(indices, data.train.labels, config.validation_fraction, config.seed)
+    return DeviceData(
+        train=data.train.select(train),
+        validation=data.train.select(validation),
+        mean=data.mean,
+        std=data.std,
+        horizontal_flip=data.horizontal_flip,
+    )

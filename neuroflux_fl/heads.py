@@ -1,0 +1,113 @@
+"""Auxiliary heads: the small classifiers that give each unit its local loss. Every device of a fleet has the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from neuroflux_fl.errors import UsageError
+from neuroflux_fl.models import norm_factory
+from neuroflux_fl.unit_chain import ImageShape, UnitChain, empty_copy
+
+HEAD_KINDS = ("conv", "pooled")
+FILTER_RULES = ("adaptive", "fixed")
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSettings:
+    """What heads look like; part of a fleet's configuration, because only equal heads can be averaged."""
+
+    kind: str = "conv"
+    """``conv``: 3x3 convolution, norm, ReLU, pool to 2x2, linear. ``pooled``: average-pool to a quarter of the side
+    first, then two 1x1 convolutions (DGL's "mlp-sr")."""
+    rule: str = "adaptive"
+    """``adaptive``: the head's activations for one sample never exceed ``share`` of its unit's.
+    ``fixed``: always ``filters`` (256 is classic local learning)."""
+    filters: int = 64
+    """The number of filters, for ``adaptive`` the largest allowed."""
+    share: float = 1.0
+    """Only for ``adaptive``: head's activation bytes over unit's activation bytes."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in HEAD_KINDS:
+            raise UsageError(f"Head kind {self.kind!r} is unknown: choose one of {', '.join(HEAD_KINDS)}.")
+        if self.rule not in FILTER_RULES:
+            raise UsageError(f"Filter rule {self.rule!r} is unknown: choose one of {', '.join(FILTER_RULES)}.")
+        if self.filters < 1:
+            raise UsageError(f"Head filters {self.filters} is too small: give at least 1.")
+        if not self.share > 0:
+            raise UsageError(f"Head share {self.share} is not positive: give for example 1.0.")
+
+
+def describe_heads(chain: UnitChain, settings: HeadSettings, norm: str) -> tuple[nn.Module, ...]:
+    """One head for each unit, on the meta device; the last is the model's own classifier."""
+    with torch.device("meta"):
+        heads = [
+            build_head(shape, chain.classes, head_filters(chain, unit, settings), settings.kind, norm)
+            for unit, shape in enumerate(chain.output_shapes[:-1])
+        ]
+    return (*heads, chain.classifier)
+
+
+def head_filters(chain: UnitChain, unit: int, settings: HeadSettings) -> int:
+    """Number of filters of the head of ``unit``; 0 for the last unit, whose head is the classifier.
+
+    A pure function of shapes, so that every device of a fleet arrives at the same number.
+    """
+    if unit == len(chain) - 1:
+        return 0
+    if settings.rule == "fixed":
+        return settings.filters
+    available = settings.share * unit_activation_bytes(chain, unit)
+    for_one_filter = _head_bytes_per_filter(chain.output_shapes[unit], settings.kind)
+    return max(8, min(settings.filters, int(available / for_one_filter) // 8 * 8))
+
+
+def build_head(shape: ImageShape, classes: int, filters: int, kind: str, norm: str) -> nn.Sequential:
+    """A head for unit outputs of ``(batch, *shape)``, giving ``(batch, classes)``."""
+    channels, height, width = shape
+    make_norm = norm_factory[norm]
+    if kind == "pooled":
+        pooled = (_quarter(height), _quarter(width))
+        body: list[nn.Module] = [
+            nn.AdaptiveAvgPool2d(pooled),
+            nn.Conv2d(channels, filters, 1, bias=False), make_norm(filters), nn.ReLU(inplace=True),
+            nn.Conv2d(filters, filters, 1, bias=False), make_norm(filters), nn.ReLU(inplace=True),
+        ]  # fmt: skip
+    else:
+        body = [nn.Conv2d(channels, filters, 3, padding=1, bias=False), make_norm(filters), nn.ReLU(inplace=True)]
+    side = 1 if norm == "group" and min(height, width) < 2 else 2
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(filters * side * side, classes))
+
+
+def unit_activation_bytes(chain: UnitChain, unit: int) -> int:
+    """Bytes for one sample of everything that the unit's layers write out of place, in float32."""
+    total = 0
+
+    def count(module: nn.Module, _args: object, output: torch.Tensor) -> None:
+        nonlocal total
+        if not getattr(module, "inplace", False):
+            total += _FLOAT_BYTES * output[0].numel()
+
+    module = empty_copy(chain.units[unit])
+    leaves = [part for part in module.modules() if not list(part.children())]
+    handles = [leaf.register_forward_hook(count) for leaf in leaves]
+    with torch.no_grad():
+        module(torch.empty((2, *chain.input_shapes[unit]), device="meta"))
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+def _quarter(side: int) -> int:
+    return max(1, (side + 3) // 4) if side > 2 else side
+
+
+def _head_bytes_per_filter(shape: ImageShape, kind: str) -> int:
+    _, height, width = shape
+    if kind == "pooled":
+        return _FLOAT_BYTES * 4 * _quarter(height) * _quarter(width)
+    return _FLOAT_BYTES * 2 * height * width

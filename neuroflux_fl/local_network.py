@@ -1,0 +1,126 @@
+"""Units with their heads: what is trained, stored, sent and averaged under one number."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from neuroflux_fl.heads import HeadSettings, describe_heads
+from neuroflux_fl.packing import PackLayout
+from neuroflux_fl.unit_chain import UnitChain, empty_copy
+
+
+class UnitWithHead(nn.Module):
+    """One unit and its auxiliary head. Names of tensors begin with ``unit.`` or ``head.``."""
+
+    def __init__(self, unit: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.unit = unit
+        self.head = head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalNetwork:
+    """A unit chain with a head on every unit. A description: modules may be on the meta device."""
+
+    chain: UnitChain
+    heads: tuple[nn.Module, ...]
+    head_settings: HeadSettings
+    norm: str
+
+    def __len__(self) -> int:
+        return len(self.chain)
+
+    def layout(self, unit: int) -> PackLayout:
+        """How the tensors of ``unit`` and its head lie in one packed float32 array."""
+        pair = UnitWithHead(self.chain.units[unit], self.heads[unit])
+        parameters = {name: tuple(value.shape) for name, value in pair.named_parameters()}
+        buffers = {name: tuple(value.shape) for name, value in pair.named_buffers() if value.is_floating_point()}
+        return PackLayout(
+            unit_parameters=tuple((n, s) for n, s in parameters.items() if n.startswith("unit.")),
+            unit_buffers=tuple((n, s) for n, s in buffers.items() if n.startswith("unit.")),
+            head_parameters=tuple((n, s) for n, s in parameters.items() if n.startswith("head.")),
+            head_buffers=tuple((n, s) for n, s in buffers.items() if n.startswith("head.")),
+        )
+
+    def load(
+        self, unit: int, packed: NDArray[np.float32], device: torch.device, *, with_head: bool = True
+    ) -> UnitWithHead:
+        """The pair with weights from a packed array (``layout(unit).size_with_head`` values), in training mode.
+
+        Without the head, the head stays on the meta device and takes no memory.
+        """
+        layout = self.layout(unit)
+        pair = UnitWithHead(
+            empty_copy(self.chain.units[unit], device),
+            empty_copy(self.heads[unit], device if with_head else "meta"),
+        )
+        tensors = dict(pair.named_parameters()) | dict(pair.named_buffers())
+        values = layout.unpack(packed, has_head=packed.size == layout.size_with_head)
+        with torch.no_grad():
+            for name, value in values.items():
+                if not tensors[name].is_meta:
+                    tensors[name].copy_(torch.from_numpy(value))
+            for name, buffer in pair.named_buffers():
+                if name not in values and not buffer.is_meta:
+                    buffer.zero_()  # batch-norm counters: never stored, because nothing reads them
+        return pair
+
+    def pack(self, unit: int, pair: UnitWithHead) -> NDArray[np.float32]:
+        """The opposite of ``load``."""
+        tensors = dict(pair.named_parameters()) | dict(pair.named_buffers())
+        return self.layout(unit).pack({n: t.detach().cpu().numpy() for n, t in tensors.items() if not t.is_meta})
+
+    def initial(self, unit: int, seed: int) -> NDArray[np.float32]:
+        """Packed start weights of one unit: a function of (seed, unit), or the user's own weights where given."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.SeedSequence([seed, unit]).generate_state(1)[0]))
+            pair = UnitWithHead(_materialise(self.chain.units[unit]), _materialise(self.heads[unit]))
+        return self.pack(unit, pair)
+
+
+def build_network(chain: UnitChain, settings: HeadSettings, norm: str = "batch") -> LocalNetwork:
+    """Put a head on every unit of the chain."""
+    return LocalNetwork(chain=chain, heads=describe_heads(chain, settings, norm), head_settings=settings, norm=norm)
+
+
+def unit_parameters(layout: PackLayout) -> int:
+    """Trainable numbers of the unit alone."""
+    return sum(int(np.prod(shape)) for _, shape in layout.unit_parameters)
+
+
+def head_parameters(layout: PackLayout) -> int:
+    """Trainable numbers of the head alone."""
+    return sum(int(np.prod(shape)) for _, shape in layout.head_parameters)
+
+
+def extend_version(version: str, unit: NDArray[np.float32]) -> str:
+    """Version of a prefix that is one unit longer: a hash chained over the packed arrays of its units."""
+    digest = hashlib.sha256(version.encode())
+    digest.update(np.ascontiguousarray(unit).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _materialise(module: nn.Module) -> nn.Module:
+    if not any(value.is_meta for value in (*module.parameters(), *module.buffers())):
+        return copy.deepcopy(module)
+    module = empty_copy(module, "cpu")
+    for part in module.modules():
+        _initialise(part)
+    return module
+
+
+def _initialise(module: nn.Module) -> None:
+    # torchvision's rules for VGG and ResNet: He initialisation by fan-out, norms at identity.
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.Linear)):
+        module.reset_parameters()

@@ -1,0 +1,278 @@
+"""From a profile and a memory budget to a plan. Plain arithmetic: no torch, no clock, no randomness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from neuroflux_fl.errors import BudgetError, UsageError
+from neuroflux_fl.plan import Block, Plan, Window
+from neuroflux_fl.profiling import NetworkProfile, WindowProfile
+from neuroflux_fl.sizes import KIB, MIB, format_bytes
+
+PLANNERS = ("fastest", "threshold")
+_CACHED_NUMBER_BYTES = 2
+_NO_LIMIT = 2.0**60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerSettings:
+    """How a device divides its work."""
+
+    planner: str = "fastest"
+    """``fastest``: least predicted time. ``threshold``: merge units of like batch sizes (the paper's idea)."""
+    reach: int = 1
+    """Units in a window at most. 1 is NeuroFlux as published."""
+    rho: float = 0.4
+    """Only for ``threshold``: units merge while their batch sizes differ by at most this share."""
+    minimum_batch: int = 2
+    maximum_batch: int = 256
+    learning_rate: float = 0.05
+    """At ``reference_batch``; a block's rate grows linearly with its batch size, up to ``maximum_learning_rate``."""
+    reference_batch: int = 64
+    maximum_learning_rate: float = 0.2
+    passes: int = 8
+    """Passes over the data that the cost of writing a cache is spread over."""
+    views: int = 1
+    """Cached views written at each cut."""
+    margin: float = 0.02
+    """Share of the budget kept free, for what a trace cannot see."""
+    slack_bytes: int = 1280 * KIB
+    """Bytes kept free beside the margin: just-in-time kernels and the allocator's rounding."""
+    window_slack_bytes: int = 128 * KIB
+    """Bytes more for every window of a block: each has kernels of its own."""
+
+    def __post_init__(self) -> None:
+        if self.planner not in PLANNERS:
+            raise UsageError(f"Planner {self.planner!r} is unknown: choose one of {', '.join(PLANNERS)}.")
+        if self.reach < 1:
+            raise UsageError(f"Reach {self.reach} is too small: a window holds at least 1 unit.")
+        if not 0 <= self.rho <= 1:
+            raise UsageError(f"Rho {self.rho} is not allowed: give a share from 0 to 1.")
+        if not 1 <= self.minimum_batch <= self.maximum_batch:
+            raise UsageError(
+                f"Batch sizes {self.minimum_batch} to {self.maximum_batch} are not allowed: "
+                "give a minimum of at least 1 and a maximum that is not smaller."
+            )
+        if not self.learning_rate > 0:
+            raise UsageError(f"Learning rate {self.learning_rate} is not positive: give for example 0.05.")
+
+    def learning_rate_at(self, batch_size: int) -> float:
+        """Linear scaling with the batch size, capped."""
+        return min(self.maximum_learning_rate, self.learning_rate * batch_size / self.reference_batch)
+
+    def with_margin(self, peak_bytes: float, windows: int = 1) -> int:
+        """Predicted peak of a block: what the profile says, margin and slack added."""
+        return int(peak_bytes * (1 + self.margin)) + self.slack_bytes + windows * self.window_slack_bytes
+
+    def available(self, budget_bytes: int | None, windows: int = 1) -> float:
+        """The opposite of ``with_margin``: what the profile's figures may add up to. A large number for no limit."""
+        if budget_bytes is None:
+            return _NO_LIMIT
+        room = budget_bytes - self.slack_bytes - windows * self.window_slack_bytes
+        peak = max(0, math.ceil((room + 1) / (1 + self.margin)))
+        # Exactly the opposite, so that a budget which an error message names really does.
+        while peak > 0 and self.with_margin(peak, windows) > budget_bytes:
+            peak -= 1
+        return peak
+
+
+def plan_units(
+    profile: NetworkProfile,
+    budget_bytes: int | None,
+    settings: PlannerSettings,
+    *,
+    first_unit: int = 0,
+    last_unit: int | None = None,
+) -> Plan:
+    """Plan the training of ``first_unit`` to ``last_unit`` (by default all) under a budget (None: no limit).
+
+    A unit that does not fit at the smallest batch is left untrained; its neighbours are still planned.
+
+    Raises:
+        BudgetError: no unit of the range fits; the message names the budget that would do.
+    """
+    last_unit = len(profile.units) - 1 if last_unit is None else last_unit
+    windows, untrained = _cut_windows(profile, settings.available(budget_bytes), settings, first_unit, last_unit)
+    if not windows:
+        needed = min(
+            settings.with_margin(profile.unit(unit).peak_bytes(settings.minimum_batch))
+            for unit in range(first_unit, last_unit + 1)
+        )
+        raise BudgetError(
+            f"Memory budget {format_bytes(budget_bytes or 0)} trains none of units {first_unit} to {last_unit}: the "
+            f"smallest needs {format_bytes(needed)} at batch {settings.minimum_batch}. Raise the budget to "
+            f"{-(-needed // MIB)}MiB, or choose a narrower model."
+        )
+    merge = _merge_fastest if settings.planner == "fastest" else _merge_by_threshold
+    blocks: list[Block] = []
+    for run in _contiguous_runs(windows):
+        blocks.extend(merge(profile, run, budget_bytes, settings))
+    return Plan(budget_bytes=budget_bytes, blocks=tuple(blocks), untrained_units=untrained)
+
+
+def plan_backpropagation(profile: NetworkProfile, budget_bytes: int | None, settings: PlannerSettings) -> Plan:
+    """One window over all units with the largest batch that fits.
+
+    Raises:
+        BudgetError: the whole network does not fit at the smallest batch.
+    """
+    block = make_block(profile, (profile.whole.window,), budget_bytes, settings)
+    if block is None:
+        needed = backpropagation_minimum(profile, settings)
+        raise BudgetError(
+            f"Memory budget {format_bytes(budget_bytes or 0)} is too small for backpropagation: it needs "
+            f"{format_bytes(needed)} at batch {settings.minimum_batch}. Raise the budget to {-(-needed // MIB)}MiB, or "
+            "train in blocks (method neuroflux)."
+        )
+    return Plan(budget_bytes=budget_bytes, blocks=(block,), untrained_units=())
+
+
+def minimum_budget(profile: NetworkProfile, settings: PlannerSettings) -> int:
+    """The smallest budget that trains the first unit, without which no exit is trained from end to end."""
+    return settings.with_margin(profile.unit(0).peak_bytes(settings.minimum_batch))
+
+
+def full_budget(profile: NetworkProfile, settings: PlannerSettings) -> int:
+    """The smallest budget that trains every unit."""
+    return max(
+        settings.with_margin(profile.unit(unit).peak_bytes(settings.minimum_batch))
+        for unit in range(len(profile.units))
+    )
+
+
+def backpropagation_minimum(profile: NetworkProfile, settings: PlannerSettings) -> int:
+    """The smallest budget under which backpropagation runs at the smallest batch."""
+    return settings.with_margin(profile.whole.peak_bytes(settings.minimum_batch))
+
+
+def block_peak_bytes(profiles: Sequence[WindowProfile], batch_size: int) -> int:
+    """Peak of training windows together: what all keep between steps, and the one step that adds most to it.
+
+    Gradients are dropped after each window's step, so only one window's count at a time.
+    """
+    resident = sum(profile.resident_bytes for profile in profiles)
+    return resident + max(profile.peak_bytes(batch_size) - profile.resident_bytes for profile in profiles)
+
+
+def make_block(
+    profile: NetworkProfile, windows: tuple[Window, ...], budget_bytes: int | None, settings: PlannerSettings
+) -> Block | None:
+    """The block with the fastest batch size that fits, or None where the smallest does not fit."""
+    profiles = [_window_profile(profile, window) for window in windows]
+    available = settings.available(budget_bytes, len(windows))
+    resident = sum(item.resident_bytes for item in profiles)
+    largest = settings.maximum_batch
+    for item in profiles:
+        others = resident - item.resident_bytes
+        largest = min(largest, item.largest_batch(available - others))
+    if largest < settings.minimum_batch:
+        return None
+
+    def seconds(batch: int) -> float:
+        return sum(item.seconds_per_step(batch, profile.speed) for item in profiles) / batch
+
+    batch_size = min(_candidates(settings.minimum_batch, largest), key=lambda batch: (seconds(batch), -batch))
+    return Block(
+        windows=windows,
+        batch_size=batch_size,
+        learning_rate=settings.learning_rate_at(batch_size),
+        predicted_peak_bytes=settings.with_margin(block_peak_bytes(profiles, batch_size), len(windows)),
+        predicted_seconds_per_sample=seconds(batch_size) + _cache_seconds(profile, windows, settings),
+    )
+
+
+def _cut_windows(
+    profile: NetworkProfile, available: float, settings: PlannerSettings, first: int, last: int
+) -> tuple[list[Window], tuple[int, ...]]:
+    """Windows of up to ``reach`` units, shorter where a long one does not fit, and the units that do not fit."""
+    windows: list[Window] = []
+    untrained: list[int] = []
+    unit = first
+    while unit <= last:
+        for end in range(min(last, unit + settings.reach - 1), unit - 1, -1):
+            window = Window(first_unit=unit, last_unit=end)
+            if _window_profile(profile, window).largest_batch(available) >= settings.minimum_batch:
+                windows.append(window)
+                unit = end + 1
+                break
+        else:
+            untrained.append(unit)
+            unit += 1
+    return windows, tuple(untrained)
+
+
+def _contiguous_runs(windows: Sequence[Window]) -> list[list[Window]]:
+    runs: list[list[Window]] = []
+    for window in windows:
+        if runs and runs[-1][-1].last_unit + 1 == window.first_unit:
+            runs[-1].append(window)
+        else:
+            runs.append([window])
+    return runs
+
+
+def _merge_fastest(
+    profile: NetworkProfile, windows: Sequence[Window], budget_bytes: int | None, settings: PlannerSettings
+) -> list[Block]:
+    """Dynamic programming over the cut points: the blocks with the least predicted time for one sample."""
+    best: list[tuple[float, tuple[Block, ...]]] = [(0.0, ())]
+    for end in range(1, len(windows) + 1):
+        options = []
+        for start in range(end):
+            block = make_block(profile, tuple(windows[start:end]), budget_bytes, settings)
+            if block is not None:
+                seconds, blocks = best[start]
+                options.append((seconds + block.predicted_seconds_per_sample, (*blocks, block)))
+        best.append(min(options, key=lambda option: option[0]))
+    return list(best[-1][1])
+
+
+def _merge_by_threshold(
+    profile: NetworkProfile, windows: Sequence[Window], budget_bytes: int | None, settings: PlannerSettings
+) -> list[Block]:
+    """Consecutive windows join while each one's largest batch is within ``rho`` of the first's (EuroSys 2024)."""
+    blocks: list[Block] = []
+    group: list[Window] = []
+    current: Block | None = None
+    first_batch = 0
+    for window in windows:
+        available = settings.available(budget_bytes)
+        batch = min(settings.maximum_batch, _window_profile(profile, window).largest_batch(available))
+        joined = make_block(profile, (*group, window), budget_bytes, settings) if group else None
+        if joined is not None and abs(batch - first_batch) <= settings.rho * first_batch:
+            group.append(window)
+            current = joined
+            continue
+        if current is not None:
+            blocks.append(current)
+        group, first_batch = [window], batch
+        current = make_block(profile, (window,), budget_bytes, settings)
+    if current is not None:
+        blocks.append(current)
+    return blocks
+
+
+def _window_profile(profile: NetworkProfile, window: Window) -> WindowProfile:
+    return profile.whole if window == profile.whole.window else profile.windows[window]
+
+
+def _candidates(smallest: int, largest: int) -> list[int]:
+    sizes = {smallest, largest}
+    size = 2
+    while size <= largest:
+        sizes.update(candidate for candidate in (size, size + size // 2) if smallest <= candidate <= largest)
+        size *= 2
+    return sorted(sizes)
+
+
+def _cache_seconds(profile: NetworkProfile, windows: Sequence[Window], settings: PlannerSettings) -> float:
+    """Seconds for one sample of one pass: the block's input read, and its output written once for every view."""
+    speed = profile.speed
+    first, last = windows[0].first_unit, windows[-1].last_unit
+    read = profile.units[first - 1].output_numbers * _CACHED_NUMBER_BYTES if first > 0 else 0
+    write = profile.units[last].output_numbers * _CACHED_NUMBER_BYTES if last < len(profile.units) - 1 else 0
+    forward = sum(profile.units[unit].forward_flops for unit in range(first, last + 1)) if write else 0.0
+    once = write / speed.storage_bytes_per_second + forward / speed.flops_per_second
+    return read / speed.storage_bytes_per_second + once * settings.views / settings.passes

@@ -1,0 +1,270 @@
+"""What training costs: for every window, memory and time as functions of the batch size."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory
+from neuroflux_fl.heads import head_filters
+from neuroflux_fl.local_network import LocalNetwork
+from neuroflux_fl.local_step import OptimizerSettings, make_optimizer, train_window
+from neuroflux_fl.machine_speed import MachineSpeed
+from neuroflux_fl.plan import Window
+from neuroflux_fl.tracing import trace_step
+from neuroflux_fl.unit_chain import empty_copy
+
+_TRACED_BATCHES = (4, 12)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """``fixed + per_sample * batch``."""
+
+    fixed: float
+    per_sample: float
+
+    def at(self, batch_size: int) -> float:
+        """Value at a batch size."""
+        return self.fixed + self.per_sample * batch_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowProfile:
+    """Cost of one training step of a window with its head."""
+
+    window: Window
+    resident_bytes: int
+    """Weights, buffers and optimizer state: what stays between steps."""
+    memory: tuple[Line, ...]
+    """The peak of a step is the highest of these lines: each is a moment that is the peak for some batch sizes."""
+    flops: Line
+    traffic_bytes: Line
+    operators: int
+    timings: tuple[tuple[int, float], ...] = ()
+    """Measured (batch size, seconds a step), by batch size; empty in a traced profile."""
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Peak bytes at batch 0, the highest over all moments."""
+        return int(max(line.fixed for line in self.memory))
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Slope of the peak at large batches."""
+        return int(max(line.per_sample for line in self.memory))
+
+    def peak_bytes(self, batch_size: int) -> int:
+        """Peak bytes of a whole step."""
+        return math.ceil(max(line.at(batch_size) for line in self.memory))
+
+    def largest_batch(self, available_bytes: float) -> int:
+        """The largest batch whose step fits; 0 where not even one sample does."""
+        limits = []
+        for line in self.memory:
+            if line.fixed > available_bytes:
+                return 0
+            if line.per_sample > 0:
+                limits.append(int((available_bytes - line.fixed) // line.per_sample))
+        return min(limits)
+
+    def seconds_per_step(self, batch_size: int, speed: MachineSpeed) -> float:
+        """Measured seconds, interpolated for each sample between batch sizes, or else the machine's arithmetic."""
+        if not self.timings:
+            return speed.seconds(self.flops.at(batch_size), self.traffic_bytes.at(batch_size), self.operators)
+        below = max((t for t in self.timings if t[0] <= batch_size), default=self.timings[0])
+        above = min((t for t in self.timings if t[0] >= batch_size), default=self.timings[-1])
+        low, high = below[1] / below[0], above[1] / above[0]
+        share = 0.0 if above[0] == below[0] else (batch_size - below[0]) / (above[0] - below[0])
+        return batch_size * (low + share * (high - low))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitCost:
+    """What a unit costs outside training, for one sample."""
+
+    name: str
+    head_filters: int
+    forward_flops: float
+    output_numbers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkProfile:
+    """Profiles of all windows that a planner may use, with the speed of the machine."""
+
+    units: tuple[UnitCost, ...]
+    windows: dict[Window, WindowProfile]
+    whole: WindowProfile
+    """One window over all units: backpropagation."""
+    speed: MachineSpeed
+
+    def unit(self, unit: int) -> WindowProfile:
+        """The window that is this unit alone."""
+        return self.windows[Window(first_unit=unit, last_unit=unit)]
+
+
+def profile_network(
+    network: LocalNetwork, *, speed: MachineSpeed, reach: int = 1, optimizer: OptimizerSettings | None = None
+) -> NetworkProfile:
+    """Trace every window of up to ``reach`` units, and the whole network, without running anything on the device.
+
+    Returns:
+        Memory lines of every moment's peak, arithmetic and traffic. Time follows from ``speed``.
+    """
+    optimizer = optimizer or OptimizerSettings()
+    count = len(network)
+    windows = [
+        Window(first_unit=first, last_unit=last)
+        for first in range(count)
+        for last in range(first, min(count, first + max(1, reach)))
+    ]
+    whole = Window(first_unit=0, last_unit=count - 1)
+    profiles = {window: trace_window(network, window, optimizer) for window in {*windows, whole}}
+    units = []
+    for unit in range(count):
+        profile = profiles[Window(first_unit=unit, last_unit=unit)]
+        channels, height, width = network.chain.output_shapes[unit]
+        units.append(
+            UnitCost(
+                name=network.chain.unit_names[unit],
+                head_filters=head_filters(network.chain, unit, network.head_settings),
+                forward_flops=profile.flops.per_sample / 3,
+                output_numbers=channels * height * width,
+            )
+        )
+    return NetworkProfile(units=tuple(units), windows=profiles, whole=profiles[whole], speed=speed)
+
+
+def trace_window(network: LocalNetwork, window: Window, settings: OptimizerSettings) -> WindowProfile:
+    """Memory, arithmetic and traffic of a step at two batch sizes, joined by lines moment by moment."""
+    small, large = _TRACED_BATCHES
+    low = trace_step(lambda: _fake_step(network, window, settings, small))
+    high = trace_step(lambda: _fake_step(network, window, settings, large))
+
+    def line(at_small: float, at_large: float) -> Line:
+        slope = (at_large - at_small) / (large - small)
+        return Line(at_small - slope * small, slope)
+
+    memory = _upper_envelope(line(a, b) for a, b in zip(low.live_bytes, high.live_bytes, strict=True))
+    weights = sum(
+        4 * sum(part.numel() for part in (*module.parameters(), *module.buffers()))
+        for module in _window_modules(network, window)
+    )
+    momentum = sum(4 * p.numel() for module in _window_modules(network, window) for p in module.parameters())
+    return WindowProfile(
+        window=window,
+        resident_bytes=weights + (momentum if settings.momentum else 0),
+        memory=memory,
+        flops=line(low.flops, high.flops),
+        traffic_bytes=line(low.traffic_bytes, high.traffic_bytes),
+        operators=low.operators,
+    )
+
+
+def measure_profile(
+    network: LocalNetwork,
+    traced: NetworkProfile,
+    *,
+    windows: Iterable[Window],
+    available_bytes: float,
+    maximum_batch: int,
+    minimum_batch: int,
+    device: torch.device,
+    optimizer: OptimizerSettings | None = None,
+) -> NetworkProfile:
+    """Run real steps of each window at two batch sizes, check the memory line on a third, and keep the times.
+
+    The batch sizes stay inside ``available_bytes`` by the traced lines. Where the device holds more than the trace
+    says, the lines are raised by the largest difference seen.
+    """
+    settings = optimizer or OptimizerSettings()
+    profiles = dict(traced.windows)
+    for window in windows:
+        profile = profiles[window]
+        largest = min(maximum_batch, profile.largest_batch(available_bytes))
+        if largest < minimum_batch:
+            continue
+        batches = sorted({minimum_batch, max(minimum_batch, largest // 4), max(minimum_batch, largest // 2), largest})
+        timings: list[tuple[int, float]] = []
+        excess = 0.0
+        for batch in batches:
+            try:
+                peak, seconds = _run_real_steps(network, window, settings, batch, device)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                break
+            timings.append((batch, seconds))
+            if peak is not None:
+                excess = max(excess, peak - profile.peak_bytes(batch))
+        raised = tuple(Line(line.fixed + excess, line.per_sample) for line in profile.memory)
+        profiles[window] = replace(profile, memory=raised, timings=tuple(timings))
+    return replace(traced, windows=profiles, whole=profiles[traced.whole.window])
+
+
+def _window_modules(network: LocalNetwork, window: Window) -> list[nn.Module]:
+    return [*(network.chain.units[unit] for unit in window.units), network.heads[window.last_unit]]
+
+
+def _fake_step(
+    network: LocalNetwork, window: Window, settings: OptimizerSettings, batch: int
+) -> tuple[nn.Module, Callable[[], None]]:
+    modules = [empty_copy(module, "cpu") for module in _window_modules(network, window)]
+    return nn.ModuleList(modules), _step(modules, network.chain.input_shapes[window.first_unit], settings, batch, "cpu")
+
+
+def _step(
+    modules: list[nn.Module], shape: tuple[int, int, int], settings: OptimizerSettings, batch: int, device: str
+) -> Callable[[], None]:
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    optimizer = make_optimizer(parameters, settings, 1e-4)
+
+    def step() -> None:
+        inputs = torch.zeros((batch, *shape), device=device)
+        labels = torch.zeros(batch, dtype=torch.long, device=device)
+        train_window(modules[:-1], modules[-1], optimizer, inputs, labels)
+
+    return step
+
+
+def _run_real_steps(
+    network: LocalNetwork, window: Window, settings: OptimizerSettings, batch: int, device: torch.device
+) -> tuple[int | None, float]:
+    meter = PeakMeter(device)
+    meter.start()
+    modules = [empty_copy(module, device) for module in _window_modules(network, window)]
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            nn.init.normal_(tensor.data, std=0.02) if tensor.is_floating_point() else tensor.zero_()
+    step = _step(modules, network.chain.input_shapes[window.first_unit], settings, batch, str(device))
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return meter.peak_bytes(), sorted(seconds[1:])[1]
+
+
+def _upper_envelope(lines: Iterable[Line]) -> tuple[Line, ...]:
+    """The lines that are the highest for some batch size of one or more."""
+    ordered = sorted({(line.fixed, line.per_sample) for line in lines}, key=lambda item: (item[1], item[0]))
+    hull: list[tuple[float, float]] = []
+    for fixed, slope in ordered:
+        while hull and hull[-1][0] + hull[-1][1] <= fixed + slope:
+            hull.pop()  # already lower at batch 1, and less steep
+        while len(hull) > 1 and _meet(hull[-2], (fixed, slope)) <= _meet(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append((fixed, slope))
+    return tuple(Line(fixed, slope) for fixed, slope in hull)
+
+
+def _meet(low: tuple[float, float], steep: tuple[float, float]) -> float:
+    return (low[0] - steep[0]) / (steep[1] - low[1])
