@@ -1,0 +1,125 @@
+"""What all benchmarks share: worker processes, what is stated beside every figure, tables and JSON files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuroflux_fl.data.images import LabelledImages
+
+WORKER_FLAG = "--worker"
+_REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class Worker:
+    """A fresh Python process that answers requests, a JSON line each, so that its peak memory is its own."""
+
+    def __init__(self, module: str) -> None:
+        self._name = module
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, WORKER_FLAG],
+            cwd=_REPOSITORY,
+            env=os.environ | {"THP_MEM_ALLOC_ENABLE": "1"},  # read when torch is imported; the command line sets it too
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, **request: object) -> Any:
+        """The answer to one request; ends the benchmark where the worker died."""
+        if self._process.stdin is None or self._process.stdout is None:
+            raise SystemExit(f"Worker {self._name} has no pipes.")
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"Worker {self._name} ended with code {self._process.wait()} at the request {request}.")
+        return json.loads(line)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()  # a worker ends with its input
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+def serve(answer: Callable[[dict[str, Any]], Mapping[str, object]]) -> None:
+    """The worker's side: answer requests until the input ends."""
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)
+
+
+def describe_setting(**options: object) -> dict[str, str]:
+    """What figures belong to: command, machine, versions, load at the start, and the given options."""
+    return {
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "machine": f"{_processor()}, {os.cpu_count()} logical cores, {_memory_gib():.1f} GiB, {platform.system()} "
+        f"{platform.release()}",
+        "versions": ", ".join([f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in _PACKAGES)]),
+        "load average": f"{os.getloadavg()[0]:.2f} over the last minute, when started",
+        **{name.replace("_", " "): str(value) for name, value in options.items()},
+    }
+
+
+def print_setting(setting: Mapping[str, str]) -> None:
+    for name, value in setting.items():
+        print(f"{name + ':':16}{value}")
+    print(flush=True)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell; the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, ["-" * width for width in widths], *rows):
+        first, *others = (
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join([first, *others]))
+    print(flush=True)
+
+
+def write_json(path: Path | None, content: Mapping[str, object]) -> None:
+    """Write the figures for machines to read; nothing without a path."""
+    if path is not None:
+        path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def random_images(count: int, shape: tuple[int, int, int], classes: int, seed: int) -> LabelledImages:
+    """Noise with labels: training cost does not depend on what the images show."""
+    generator = np.random.default_rng(seed)
+    return LabelledImages(
+        images=generator.integers(0, 256, (count, *shape), dtype=np.uint8),
+        labels=generator.integers(0, classes, count, dtype=np.int64),
+    )
+
+
+_PACKAGES = ("torch", "torchvision", "numpy")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
+
+
+def _memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
