@@ -19,6 +19,7 @@ from neuroflux_fl.errors import BudgetError, WireError
 from neuroflux_fl.evaluation import Score
 from neuroflux_fl.fleet_model import device_share, run_data, run_network
 from neuroflux_fl.local_network import LocalNetwork
+from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.machine_speed import MachineSpeed, measure_speed
 from neuroflux_fl.packing import unit_key
 from neuroflux_fl.plan import Plan
@@ -51,15 +52,16 @@ def machine_speed(device: torch.device) -> MachineSpeed:
     return measure_speed(device)
 
 
-@lru_cache(maxsize=4)
 def run_profile(config: RunConfig, device: torch.device) -> NetworkProfile:
     """Traced once in each process."""
-    return profile_network(
-        run_network(config, run_data(config)),
-        speed=machine_speed(device),
-        reach=config.reach,
-        optimizer=config.train_settings().optimizer,
-    )
+    return _profile(run_network(config, run_data(config)), config.reach, config.train_settings().optimizer, device)
+
+
+@lru_cache(maxsize=4)
+def _profile(
+    network: LocalNetwork, reach: int, optimizer: OptimizerSettings, device: torch.device
+) -> NetworkProfile:
+    return profile_network(network, speed=machine_speed(device), reach=reach, optimizer=optimizer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,9 @@ class DeviceTrainer:
         """Remove cached activations but those at ``cut``, which the next round starts from."""
         self.cache.keep_only([*self._train_flow.keys(cut), *self._validation_flow.keys(cut)] if cut else [])
 
-    def _advance(self, start: int, cut: int, *, keep: int, views: set[int]) -> tuple[SampleSource, SampleSource, int | None]:
+    def _advance(
+        self, start: int, cut: int, *, keep: int, views: set[int]
+    ) -> tuple[SampleSource, SampleSource, int | None]:
         meter = PeakMeter(self.device)
         with self.stopwatch.running("cache"):
             meter.start()

@@ -9,9 +9,11 @@ import numpy as np
 from neuroflux_fl.data import ImageData, load_data, partition, split_validation
 from neuroflux_fl.device_training import DeviceData
 from neuroflux_fl.errors import DataError
+from neuroflux_fl.heads import HeadSettings
 from neuroflux_fl.local_network import LocalNetwork, build_network
 from neuroflux_fl.models import build_chain
 from neuroflux_fl.run_config import RunConfig
+from neuroflux_fl.unit_chain import ImageShape
 
 
 @lru_cache(maxsize=2)
@@ -32,11 +34,18 @@ def run_data(config: RunConfig) -> ImageData:
 
 
 def run_network(config: RunConfig, data: ImageData) -> LocalNetwork:
-    """The network for that data: a description without weights."""
-    chain = build_chain(
-        config.model, image_shape=data.image_shape, classes=data.classes, norm=config.norm, width=config.width
+    """The network for that data: a description without weights, the same object wherever it is asked for again."""
+    return _build_network(
+        config.model, data.image_shape, data.classes, config.norm, config.width, config.head_settings()
     )
-    return build_network(chain, config.head_settings(), config.norm)
+
+
+@lru_cache(maxsize=4)
+def _build_network(
+    model: str, image_shape: ImageShape, classes: int, norm: str, width: float, heads: HeadSettings
+) -> LocalNetwork:
+    chain = build_chain(model, image_shape=image_shape, classes=classes, norm=norm, width=width)
+    return build_network(chain, heads, norm)
 
 
 def device_share(config: RunConfig, data: ImageData, partition_id: int, partitions: int) -> DeviceData:

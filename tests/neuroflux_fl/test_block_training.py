@@ -1,0 +1,387 @@
+"""Training one block: which units change, by how much, and what happens when memory or time run out."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from neuroflux_fl import block_training
+from neuroflux_fl.block_training import BlockResult, TrainSettings, even_batches, train_block
+from neuroflux_fl.errors import UsageError
+from neuroflux_fl.evaluation import Score
+from neuroflux_fl.local_network import LocalNetwork
+from neuroflux_fl.local_step import OptimizerSettings, make_optimizer, train_window
+from neuroflux_fl.plan import Block, Window
+from neuroflux_fl.sample_source import ImageSource, TensorSource
+from neuroflux_fl.unit_store import UnitStore
+
+CPU = torch.device("cpu")
+SETTINGS = TrainSettings(epochs=2, views=1)
+
+
+def block(*windows: tuple[int, int], batch_size: int = 8, learning_rate: float = 0.05) -> Block:
+    return Block(
+        windows=tuple(Window(first_unit=first, last_unit=last) for first, last in windows),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        predicted_peak_bytes=0,
+        predicted_seconds_per_sample=0.0,
+    )
+
+
+def features(cut: int, count: int, seed: int = 0) -> TensorSource:
+    """Inputs for unit ``cut`` of the small network, with labels that can be learned."""
+    shape = [(1, 8, 8), (8, 4, 4), (8, 4, 4)][cut]
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    values = torch.randn(count, *shape, generator=generator)
+    values[torch.arange(count), 0, labels] += 3
+    return TensorSource(values, labels.numpy())
+
+
+def train(
+    store: UnitStore, what: Block, inputs: Any, settings: TrainSettings = SETTINGS, **options: Any
+) -> BlockResult:
+    return train_block(store, what, inputs, settings, device=CPU, base_learning_rate=0.05, **options)
+
+
+def fresh_store(folder: Path, network: LocalNetwork) -> UnitStore:
+    store = UnitStore(folder, network)
+    store.initialise(seed=0)
+    return store
+
+
+def stored(store: UnitStore) -> list[bytes]:
+    return [store.read(unit).tobytes() for unit in range(len(store.network))]
+
+
+# Trap 1: a frozen prefix.
+
+
+def test_units_before_a_block_stay_bit_identical_with_buffers_and_heads(small_store: UnitStore) -> None:
+    train(small_store, block((0, 0)), features(0, 20))
+    before = stored(small_store)
+
+    train(small_store, block((1, 1), (2, 2)), features(1, 20), validation=features(1, 9, seed=1))
+
+    after = stored(small_store)
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+    assert after[2] != before[2]
+
+
+# Trap 3: no gradient reaches an earlier window.
+
+
+def test_a_window_learns_the_same_with_and_without_a_window_behind_it(
+    tmp_path: Path, small_network: LocalNetwork
+) -> None:
+    alone = fresh_store(tmp_path / "alone", small_network)
+    followed = fresh_store(tmp_path / "followed", small_network)
+    end_to_end = fresh_store(tmp_path / "whole", small_network)
+
+    train(alone, block((0, 0)), features(0, 20))
+    train(followed, block((0, 0), (1, 2)), features(0, 20))
+    train(end_to_end, block((0, 1)), features(0, 20))
+
+    assert stored(followed)[0] == stored(alone)[0]
+    assert stored(end_to_end)[0] != stored(alone)[0], "the test would not see a gradient"
+
+
+def test_only_heads_at_a_windows_end_are_trained(small_store: UnitStore) -> None:
+    layout = small_store.network.layout(0)
+    before = small_store.read(0)
+
+    train(small_store, block((0, 1)), features(0, 20))
+
+    after = small_store.read(0)
+    cut = layout.size_without_head
+    assert not np.array_equal(after[:cut], before[:cut])
+    np.testing.assert_array_equal(after[cut:], before[cut:])
+
+
+# Trap 4: optimizer state lives as long as its block.
+
+
+def test_optimizer_state_is_gone_when_the_block_is_done(
+    small_store: UnitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[torch.optim.Optimizer]] = []
+    make = make_optimizer
+
+    def watched(*arguments: Any) -> torch.optim.Optimizer:
+        optimizer = make(*arguments)
+        alive.append(weakref.ref(optimizer))
+        return optimizer
+
+    monkeypatch.setattr(block_training, "make_optimizer", watched)
+    train(small_store, block((0, 0)), features(0, 20))
+
+    gc.collect()
+    assert alive
+    assert all(reference() is None for reference in alive)
+
+
+def test_a_block_learns_the_same_whatever_was_trained_before_it(tmp_path: Path, small_network: LocalNetwork) -> None:
+    first = fresh_store(tmp_path / "first", small_network)
+    second = fresh_store(tmp_path / "second", small_network)
+
+    train(first, block((2, 2)), features(2, 20))
+    train(second, block((0, 0), (1, 1)), features(0, 20))
+    train(second, block((2, 2)), features(2, 20))
+
+    assert stored(second)[2] == stored(first)[2]
+
+
+# Trap 5: no batch of one sample under batch norm.
+
+
+def test_batches_are_of_one_size_never_too_small_and_leave_little_over() -> None:
+    for count in range(1, 140):
+        for batch_size in (2, 3, 5, 7, 8, 31, 64, 200):
+            order = np.random.default_rng(count).permutation(count)
+            batches = list(even_batches(order, batch_size, smallest=2))
+            sizes = {len(batch) for batch in batches}
+            used = np.concatenate([*batches, np.empty(0, np.int64)])
+            assert len(sizes) == (0 if count == 1 else 1)
+            assert all(2 <= size <= batch_size for size in sizes)
+            assert len(set(used.tolist())) == len(used)
+            assert count - len(used) <= max(1, math.isqrt(count)), (count, batch_size)
+
+
+def test_batches_of_one_where_nothing_forbids_them() -> None:
+    assert [batch.tolist() for batch in even_batches(np.array([4, 2]), 1, smallest=1)] == [[4], [2]]
+
+
+@pytest.mark.parametrize("count", [2, 9, 17, 25])
+def test_one_sample_more_than_batches_hold_trains(
+    small_store: UnitStore, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    sizes: list[int] = []
+    step = block_training._BlockInTraining.step
+
+    def watched(self: Any, values: Tensor, labels: Tensor, rate: float) -> float:
+        sizes.append(len(values))
+        return step(self, values, labels, rate)
+
+    monkeypatch.setattr(block_training._BlockInTraining, "step", watched)
+    result = train(small_store, block((2, 2)), features(2, count))
+
+    assert min(sizes) >= 2
+    assert result.finished
+    assert result.samples == 2 * (count if count == 2 else count - 1)
+    assert math.isfinite(result.final_loss)
+
+
+def test_a_single_sample_trains_nothing_under_batch_norm(small_store: UnitStore) -> None:
+    before = stored(small_store)
+
+    result = train(small_store, block((2, 2)), features(2, 1))
+
+    assert not result.finished
+    assert result.steps == 0
+    assert stored(small_store) == before
+
+
+def test_batch_size_one_is_refused_under_batch_norm(small_store: UnitStore) -> None:
+    with pytest.raises(UsageError, match="Batch size 1 is too small for batch norm"):
+        train(small_store, block((0, 0), batch_size=1), features(0, 5))
+
+
+# Against a plain training loop.
+
+
+def test_one_window_over_all_units_is_backpropagation(small_store: UnitStore) -> None:
+    inputs = features(0, 24)
+    settings = TrainSettings(
+        epochs=2, views=1, warmup_share=0.0, final_rate_share=1.0,
+        optimizer=OptimizerSettings(momentum=0.9, weight_decay=0.01),
+    )  # fmt: skip
+    pairs = [small_store.load(unit, CPU) for unit in range(3)]
+    plain = nn.Sequential(*(pair.unit for pair in pairs), pairs[2].head).train()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    for epoch in range(2):
+        order = np.random.default_rng([settings.seed, 0, epoch]).permutation(24)
+        for start in range(0, 24, 8):
+            batch = order[start : start + 8]
+            loss = nn.functional.cross_entropy(plain(inputs.read(batch, 0)), torch.from_numpy(inputs.labels[batch]))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    result = train(small_store, block((0, 2)), inputs, settings)
+
+    assert result.steps == 6
+    for unit in range(3):
+        trained = small_store.load(unit, CPU).unit.state_dict()
+        for name, value in pairs[unit].unit.state_dict().items():
+            if not name.endswith("num_batches_tracked"):
+                torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_training_lowers_the_loss_and_counts_what_it_did(small_store: UnitStore) -> None:
+    events: list[tuple[int, float, Score | None]] = []
+    settings = TrainSettings(epochs=5, views=1)
+
+    result = train(
+        small_store, block((0, 0), (1, 1)), features(0, 32), settings, validation=features(0, 60, seed=1),
+        on_epoch=lambda *event: events.append(event),
+    )  # fmt: skip
+
+    assert [epoch for epoch, _, _ in events] == [1, 2, 3, 4, 5]
+    assert events[-1][1] < 0.7 * events[0][1]
+    assert result.validation[1].accuracy > 0.65
+    assert result.validation[1] == events[-1][2]
+    assert set(result.validation) == {0, 1}
+    assert (result.samples, result.steps, result.epochs) == (160, 20, 5)
+    assert (result.final_batch_size, result.out_of_memory_retries) == (8, 0)
+
+
+def test_each_epoch_reads_another_view_and_another_order(
+    small_store: UnitStore, image_source: Callable[..., ImageSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[tuple[int, list[int]]] = []
+    read = ImageSource.read
+
+    def watched(self: ImageSource, indices: Any, view: int) -> Tensor:
+        reads.append((view, indices.tolist()))
+        return read(self, indices, view)
+
+    monkeypatch.setattr(ImageSource, "read", watched)
+    train(small_store, block((0, 0), batch_size=16), image_source(16), replace(SETTINGS, epochs=3, views=4))
+
+    assert len({view for view, _ in reads}) == 3
+    assert len({tuple(indices) for _, indices in reads}) == 3
+
+
+# Learning rate.
+
+
+def test_learning_rate_warms_up_and_falls(small_store: UnitStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = block_training._BlockInTraining.step
+
+    def watched(self: Any, values: Tensor, labels: Tensor, rate: float) -> float:
+        rates.append(rate)
+        return step(self, values, labels, rate)
+
+    monkeypatch.setattr(block_training._BlockInTraining, "step", watched)
+    settings = TrainSettings(epochs=4, views=1, warmup_share=0.25, final_rate_share=0.1)
+
+    result = train(small_store, block((0, 0), learning_rate=0.2), features(0, 40), settings, learning_rate_scale=0.5)
+
+    rates = rates[-20:]  # before them, one step at rate 0 brings in the kernels' code
+    assert rates[0] == pytest.approx(0.02 * 0.1)
+    assert rates[1:5] == pytest.approx([0.1 * share / 5 for share in (1, 2, 3, 4)])
+    assert rates[5] == max(rates) == pytest.approx(0.1)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert 0.1 * 0.1 < rates[-1] < 0.1 * 0.15
+    assert result.effective_steps == pytest.approx(sum(rates) / 0.05)
+
+
+# When memory, patience or time run out.
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no more"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_halves_the_batch_and_training_goes_on(
+    small_store: UnitStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    calls: list[tuple[int, float]] = []
+
+    def fail_at_the_third(units: Any, head: Any, optimizer: Any, inputs: Tensor, labels: Tensor) -> Any:
+        calls.append((len(inputs), optimizer.param_groups[0]["lr"]))
+        if len(calls) == 3:
+            raise error
+        return train_window(units, head, optimizer, inputs, labels)
+
+    monkeypatch.setattr(block_training, "train_window", fail_at_the_third)
+    settings = TrainSettings(epochs=2, views=1, warmup_share=0, final_rate_share=1)
+
+    result = train(small_store, block((0, 0)), features(0, 24), settings)
+
+    # Two samples bring in the code; 8 are trained; 8 fail; the 16 that remain go in fours, as all of the next epoch.
+    assert [size for size, _ in calls] == [2, 8, 8] + [4] * (4 + 6)
+    assert (result.out_of_memory_retries, result.final_batch_size) == (1, 4)
+    assert (result.samples, result.steps) == (48, 11)
+    assert calls[-1][1] == pytest.approx(0.025), "half the batch, half the rate"
+    assert result.finished
+
+
+def test_out_of_memory_at_the_smallest_batch_and_other_errors_are_raised(
+    small_store: UnitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = stored(small_store)
+    sizes: list[int] = []
+    message = "not enough memory"
+
+    def fail(_self: Any, values: Tensor, _labels: Tensor, rate: float) -> float:
+        if rate > 0:
+            sizes.append(len(values))
+            raise RuntimeError(message)
+        return 0.0
+
+    monkeypatch.setattr(block_training._BlockInTraining, "step", fail)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        train(small_store, block((0, 0)), features(0, 24))
+    assert sizes == [8, 4, 2]
+
+    message = "shapes differ"
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(small_store, block((0, 0)), features(0, 24))
+    assert sizes == [8, 4, 2, 8]
+    assert stored(small_store) == before
+
+
+def test_training_stops_when_the_exit_stops_improving(small_store: UnitStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = iter([0, 0, 30, 60, 60, 60, 59, 99])
+    monkeypatch.setattr(
+        block_training,
+        "score_windows",
+        lambda windows, *_rest: {windows[-1][0].last_unit: Score(next(accuracies), 100)},
+    )
+    settings = TrainSettings(epochs=20, views=1, patience=3)
+
+    result = train(small_store, block((0, 0)), features(0, 16), settings, validation=features(0, 4))
+
+    # The first score is that of the rehearsal; then 0, 30, 60 improve and 60, 60, 59 do not.
+    assert result.epochs == 6
+    assert result.finished
+
+
+@pytest.mark.parametrize("passed", ["before", "in the second epoch"])
+def test_a_deadline_that_has_passed_stores_nothing(
+    small_store: UnitStore, monkeypatch: pytest.MonkeyPatch, passed: str
+) -> None:
+    before = stored(small_store)
+    clock = iter([0.0] * (0 if passed == "before" else 4) + [10.0] * 99)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+
+    result = train(small_store, block((0, 0)), features(0, 24), deadline=5.0)
+
+    assert not result.finished
+    assert result.steps == (0 if passed == "before" else 4)
+    assert stored(small_store) == before
+
+
+@pytest.mark.parametrize("options", [{"epochs": 0}, {"patience": 0}, {"views": 0}, {"warmup_share": 1.0}])
+def test_impossible_settings_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"give at least 1|must lie in 0 to 1"):
+        TrainSettings(**options)

@@ -1,0 +1,133 @@
+"""The meter against allocations of known size, and predictions against a real block in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuroflux_fl.device_memory import PeakMeter, available_memory_bytes, is_out_of_memory, limit_cuda_memory
+from neuroflux_fl.sizes import MIB
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc, Linux only")
+
+# A fresh process: the peak of this one would hold what other tests left behind.
+TRAIN_ONE_BLOCK = """
+import json, sys, tempfile
+from pathlib import Path
+import numpy as np, torch
+from neuroflux_fl.block_training import TrainSettings, train_block
+from neuroflux_fl.device_memory import return_freed_memory_at_once, warm_up_kernels
+from neuroflux_fl.heads import HeadSettings
+from neuroflux_fl.local_network import build_network
+from neuroflux_fl.machine_speed import MachineSpeed
+from neuroflux_fl.planning import PlannerSettings, plan_units
+from neuroflux_fl.profiling import profile_network
+from neuroflux_fl.sample_source import TensorSource
+from neuroflux_fl.unit_chain import chain_from_modules
+from neuroflux_fl.unit_store import UnitStore
+
+exact = return_freed_memory_at_once()
+torch.set_num_threads(1)
+warm_up_kernels()
+def unit(inputs, outputs):
+    norm, relu = torch.nn.BatchNorm2d(outputs), torch.nn.ReLU(inplace=True)
+    return torch.nn.Sequential(torch.nn.Conv2d(inputs, outputs, 3, padding=1), norm, relu, torch.nn.MaxPool2d(2))
+chain = chain_from_modules([unit(3, 64), unit(64, 128)], image_shape=(3, 32, 32), classes=10)
+network = build_network(chain, HeadSettings())
+profile = profile_network(network, speed=MachineSpeed())
+plan = plan_units(profile, 24 * 2**20, PlannerSettings())
+block = plan.blocks[0]
+store = UnitStore(Path(sys.argv[1]), network)
+for unit in block.units:
+    store.write(unit, network.initial(unit, seed=0))
+count = 3 * block.batch_size
+data = TensorSource(torch.randn(count, 3, 32, 32), np.zeros(count, np.int64))
+result = train_block(
+    store, block, data, TrainSettings(epochs=1, views=1), validation=data, device=torch.device("cpu"),
+    base_learning_rate=0.05,
+)
+print(json.dumps([exact, block.predicted_peak_bytes, result.measured_peak_bytes, block.batch_size]))
+"""
+
+
+@on_linux
+def test_the_meter_sees_an_allocation_and_forgets_the_one_before() -> None:
+    meter = PeakMeter(CPU)
+    meter.start()
+    large = torch.ones(64 * MIB // 4)
+    del large
+    peak = meter.peak_bytes()
+    if peak is None:
+        pytest.skip("this kernel does not let a process reset its peak")
+
+    assert abs(peak - 64 * MIB) < 4 * MIB
+    meter.start()
+    small = torch.ones(16 * MIB // 4)
+    again = meter.peak_bytes()
+    assert again is not None
+    assert abs(again - 16 * MIB) < 4 * MIB
+    del small
+
+
+@on_linux
+def test_what_was_held_before_does_not_count() -> None:
+    held = torch.ones(32 * MIB // 4)
+    meter = PeakMeter(CPU)
+    meter.start()
+
+    peak = meter.peak_bytes()
+
+    if peak is None:
+        pytest.skip("this kernel does not let a process reset its peak")
+    assert peak < 2 * MIB
+    del held
+
+
+def test_without_proc_the_meter_says_that_it_cannot_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuroflux_fl.device_memory._CLEAR_REFS", tmp_path / "absent" / "clear_refs")
+    meter = PeakMeter(CPU)
+
+    meter.start()
+
+    assert meter.peak_bytes() is None
+
+
+@on_linux
+def test_a_block_holds_no_more_than_its_plan_predicts(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN_ONE_BLOCK, str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    exact, predicted, measured, batch_size = json.loads(done.stdout)
+    if not exact or measured is None:
+        pytest.skip("this platform cannot measure exact peaks")
+    assert batch_size >= 2
+    assert predicted <= 24 * MIB
+    assert 0.6 * predicted <= measured <= predicted
+
+
+def test_which_errors_mean_that_memory_ran_out() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+    assert not is_out_of_memory(ValueError("not enough memory"))
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60)
+    assert is_out_of_memory(raised.value)
+
+
+def test_available_memory_is_a_sane_number() -> None:
+    assert MIB < available_memory_bytes() < 2**50
+
+
+def test_limiting_a_cpu_is_no_error() -> None:
+    limit_cuda_memory(CPU, 1)

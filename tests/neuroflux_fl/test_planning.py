@@ -1,0 +1,271 @@
+"""Plans by hand and by brute force, on a small profile with made-up costs."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+
+import pytest
+
+from neuroflux_fl.errors import BudgetError, UsageError
+from neuroflux_fl.machine_speed import MachineSpeed
+from neuroflux_fl.plan import Block, Window
+from neuroflux_fl.planning import (
+    PlannerSettings,
+    backpropagation_minimum,
+    block_peak_bytes,
+    full_budget,
+    make_block,
+    minimum_budget,
+    plan_backpropagation,
+    plan_units,
+)
+from neuroflux_fl.profiling import Line, NetworkProfile, UnitCost, WindowProfile
+from neuroflux_fl.sizes import parse_bytes
+
+SPEED = MachineSpeed(
+    flops_per_second=1e9, traffic_bytes_per_second=1e9, seconds_per_operator=1e-4, storage_bytes_per_second=1e6
+)
+EXACT = PlannerSettings(margin=0, slack_bytes=0, window_slack_bytes=0, maximum_batch=64)
+# Units: (bytes that stay, bytes of a step beside them, bytes a sample, arithmetic a sample, numbers of the output).
+UNITS = [
+    (100, 50, 400, 3e6, 4000),
+    (200, 100, 300, 2e6, 2000),
+    (800, 400, 100, 2e6, 500),
+    (900, 500, 90, 1e6, 400),
+    (3000, 1000, 20, 1e6, 100),
+]
+
+
+def make_profile(units: list[tuple[int, int, int, float, int]], reach: int = 1) -> NetworkProfile:
+    def window_profile(first: int, last: int) -> WindowProfile:
+        part = units[first : last + 1]
+        resident = sum(unit[0] for unit in part)
+        return WindowProfile(
+            window=Window(first_unit=first, last_unit=last),
+            resident_bytes=resident,
+            memory=(
+                Line(resident + sum(unit[1] for unit in part), 0.25),
+                Line(resident + 10, sum(unit[2] for unit in part)),
+            ),
+            flops=Line(1e4, sum(unit[3] for unit in part)),
+            traffic_bytes=Line(1000, 50),
+            operators=30 * len(part),
+        )
+
+    windows = [
+        window_profile(first, last)
+        for first in range(len(units))
+        for last in range(first, min(len(units), first + reach))
+    ]
+    return NetworkProfile(
+        units=tuple(
+            UnitCost(name=f"unit{index}", head_filters=8, forward_flops=unit[3] / 3, output_numbers=unit[4])
+            for index, unit in enumerate(units)
+        ),
+        windows={profile.window: profile for profile in windows},
+        whole=window_profile(0, len(units) - 1),
+        speed=SPEED,
+    )
+
+
+PROFILE = make_profile(UNITS)
+
+
+def single(unit: int) -> Window:
+    return Window(first_unit=unit, last_unit=unit)
+
+
+def cuts(blocks: tuple[Block, ...]) -> list[list[int]]:
+    return [list(block.units) for block in blocks]
+
+
+def test_block_peak_is_what_all_keep_and_the_one_step_that_adds_most() -> None:
+    profiles = [PROFILE.unit(0), PROFILE.unit(2)]
+
+    # At batch 10: unit 0 adds 10 + 4000 to what it keeps, unit 2 adds 10 + 1000; at batch 1, 410 and 400.25 up.
+    assert block_peak_bytes(profiles, 10) == 100 + 800 + 4010
+    assert block_peak_bytes(profiles, 1) == 100 + 800 + 410
+    assert block_peak_bytes([PROFILE.unit(2)], 1) == 800 + 401
+
+
+@pytest.mark.parametrize("views", [1, 4])
+@pytest.mark.parametrize("budget", [6000, 7000, 9000, 12_000, 30_000, None])
+def test_fastest_finds_the_least_time_of_all_ways_to_cut(budget: int | None, views: int) -> None:
+    settings = PlannerSettings(margin=0, slack_bytes=0, window_slack_bytes=0, maximum_batch=64, views=views, passes=4)
+    count = len(UNITS)
+    best = float("inf")
+    for size in range(count):
+        for inner in combinations(range(1, count), size):
+            total = 0.0
+            for start, end in pairwise((0, *inner, count)):
+                block = make_block(PROFILE, tuple(single(unit) for unit in range(start, end)), budget, settings)
+                total += float("inf") if block is None else block.predicted_seconds_per_sample
+            best = min(best, total)
+
+    plan = plan_units(PROFILE, budget, settings)
+
+    assert sum(block.predicted_seconds_per_sample for block in plan.blocks) == pytest.approx(best)
+    assert [unit for block in plan.blocks for unit in block.units] == list(range(count))
+    assert plan.untrained_units == ()
+
+
+def test_fastest_cuts_where_memory_forbids_one_block_and_merges_where_the_cache_is_dear() -> None:
+    assert cuts(plan_units(PROFILE, None, EXACT).blocks) == [[0, 1, 2, 3, 4]]
+    assert len(plan_units(PROFILE, 5000, EXACT).blocks) > 1
+
+
+def test_threshold_merges_batches_within_rho_of_the_first() -> None:
+    # At 8000 bytes the largest batches are (8000 - fixed) / slope: 19, 25, 71 -> 64, 78 -> 64, 249 -> 64.
+    settings = PlannerSettings(
+        planner="threshold", rho=0.4, margin=0, slack_bytes=0, window_slack_bytes=0, maximum_batch=64
+    )
+
+    plan = plan_units(PROFILE, 8000, settings)
+
+    # 25 is within 0.4 of 19; 64 is not; the third to the fifth are all 64 and fit together.
+    assert cuts(plan.blocks) == [[0, 1], [2, 3, 4]]
+    strict = PlannerSettings(planner="threshold", rho=0.1, margin=0, slack_bytes=0, window_slack_bytes=0)
+    assert cuts(plan_units(PROFILE, 8000, strict).blocks)[0] == [0]
+
+
+def test_the_batch_is_the_fastest_that_fits_not_the_largest() -> None:
+    slow_when_large = {
+        single(0): WindowProfile(
+            window=single(0), resident_bytes=0, memory=(Line(0, 10),), flops=Line(0, 0), traffic_bytes=Line(0, 0),
+            operators=1, timings=((4, 0.4), (16, 0.8), (64, 6.4)),
+        )
+    }  # fmt: skip
+    profile = NetworkProfile(
+        units=PROFILE.units[:1], windows=slow_when_large, whole=slow_when_large[single(0)], speed=SPEED
+    )
+
+    # Seconds a sample: 0.1 at batch 4, 0.05 at 16, 0.1 at 64.
+    assert plan_units(profile, 640, EXACT).blocks[0].batch_size == 16
+    assert plan_units(profile, 80, EXACT).blocks[0].batch_size == 8
+    assert profile.unit(0).seconds_per_step(10, SPEED) == pytest.approx(10 * 0.075)
+    assert profile.unit(0).seconds_per_step(2, SPEED) == pytest.approx(2 * 0.1)
+    assert profile.unit(0).seconds_per_step(128, SPEED) == pytest.approx(128 * 0.1)
+
+
+@pytest.mark.parametrize("planner", ["fastest", "threshold"])
+@pytest.mark.parametrize("reach", [1, 2, 5])
+def test_no_plan_predicts_more_than_its_budget_and_every_unit_is_in_one_place(planner: str, reach: int) -> None:
+    settings = PlannerSettings(planner=planner, reach=reach, slack_bytes=100, window_slack_bytes=7)
+    profile = make_profile(UNITS, reach)
+    for budget in range(1100, 30_000, 311):
+        plan = plan_units(profile, budget, settings)
+        trained = [unit for block in plan.blocks for unit in block.units]
+        assert plan.predicted_peak_bytes <= budget
+        assert sorted([*trained, *plan.untrained_units]) == list(range(len(UNITS)))
+        assert trained == sorted(trained)
+        assert all(2 <= block.batch_size <= 256 for block in plan.blocks)
+        assert all(window.reach <= reach for block in plan.blocks for window in block.windows)
+        for block in plan.blocks:
+            profiles = [profile.windows.get(window, profile.whole) for window in block.windows]
+            peak = block_peak_bytes(profiles, block.batch_size)
+            assert block.predicted_peak_bytes == settings.with_margin(peak, len(block.windows))
+
+
+def test_windows_grow_with_the_budget_up_to_the_reach() -> None:
+    profile = make_profile(UNITS, 3)
+    settings = PlannerSettings(reach=3, margin=0, slack_bytes=0, window_slack_bytes=0)
+
+    def reaches(budget: int | None) -> list[int]:
+        return [window.reach for block in plan_units(profile, budget, settings).blocks for window in block.windows]
+
+    assert reaches(None) == [3, 2]
+    # Units 3 and 4 together need 5400 bytes; 0 to 2 need 2710 at batch 2, 0 and 1 1710.
+    assert reaches(4500) == [3, 1, 1]
+    assert reaches(2000) == [2, 1, 1]
+
+
+def test_a_unit_that_does_not_fit_is_left_out_and_the_others_are_planned() -> None:
+    # The first unit needs 910 bytes at batch 2, the last 4000.
+    early = [(100, 50, 4000, 3e6, 4000), *UNITS[1:]]
+
+    assert plan_units(PROFILE, 3000, EXACT).untrained_units == (4,)
+    plan = plan_units(make_profile(early), 5000, EXACT)
+    assert plan.untrained_units == (0,)
+    assert [unit for block in plan.blocks for unit in block.units] == [1, 2, 3, 4]
+    middle = [*UNITS[:2], (800, 400, 9000, 1e6, 500), *UNITS[3:]]
+    plan = plan_units(make_profile(middle), 5000, EXACT)
+    assert plan.untrained_units == (2,)
+    assert not any(block.first_unit < 2 < block.last_unit for block in plan.blocks)
+
+
+def test_only_the_units_asked_for_are_planned() -> None:
+    plan = plan_units(PROFILE, None, EXACT, first_unit=1, last_unit=3)
+
+    assert cuts(plan.blocks) == [[1, 2, 3]]
+
+
+MEBI = [tuple(1024**2 * number for number in unit[:3]) + unit[3:] for unit in UNITS]
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.02, 0.037])
+def test_a_budget_that_is_too_small_is_refused_with_one_that_does(margin: float) -> None:
+    profile = make_profile(MEBI)  # type: ignore[arg-type]
+    settings = PlannerSettings(margin=margin)
+    for plan in (plan_units, plan_backpropagation):
+        with pytest.raises(BudgetError, match="Raise the budget to") as raised:
+            plan(profile, 100 * 1024**2, settings)
+
+        named = str(raised.value).split("Raise the budget to ")[1].split(",")[0]
+        assert plan(profile, parse_bytes(named), settings).blocks
+        with pytest.raises(BudgetError):
+            plan(profile, parse_bytes(named) - 2 * 1024**2, settings)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.02, 0.037])
+@pytest.mark.parametrize("offset", range(0, 40, 3))
+def test_the_smallest_budgets_are_exact_to_the_byte(margin: float, offset: int) -> None:
+    units = [(resident + offset, *rest) for resident, *rest in UNITS]
+    profile = make_profile(units)  # type: ignore[arg-type]
+    settings = PlannerSettings(margin=margin)
+
+    assert 0 in plan_units(profile, minimum_budget(profile, settings), settings).blocks[0].units
+    assert plan_units(profile, full_budget(profile, settings), settings).untrained_units == ()
+    assert plan_backpropagation(profile, backpropagation_minimum(profile, settings), settings).blocks
+    assert 0 in plan_units(profile, minimum_budget(profile, settings) - 2, settings).untrained_units
+    assert plan_units(profile, full_budget(profile, settings) - 2, settings).untrained_units != ()
+    with pytest.raises(BudgetError):
+        plan_backpropagation(profile, backpropagation_minimum(profile, settings) - 2, settings)
+
+
+def test_available_is_the_opposite_of_with_margin() -> None:
+    settings = PlannerSettings(margin=0.02, slack_bytes=1000, window_slack_bytes=10)
+    for budget in range(1100, 3000):
+        available = int(settings.available(budget, 3))
+        assert settings.with_margin(available, 3) <= budget < settings.with_margin(available + 1, 3)
+    assert settings.available(None) > 2**50
+    assert settings.with_margin(1000, 2) == 1020 + 1000 + 20
+
+
+def test_backpropagation_is_one_window_over_all_units() -> None:
+    plan = plan_backpropagation(PROFILE, None, EXACT)
+
+    assert [block.windows for block in plan.blocks] == [(Window(first_unit=0, last_unit=4),)]
+
+
+def test_learning_rate_grows_with_the_batch_up_to_a_cap() -> None:
+    settings = PlannerSettings(learning_rate=0.1, reference_batch=32, maximum_learning_rate=0.3)
+
+    assert [settings.learning_rate_at(batch) for batch in (8, 32, 64, 500)] == pytest.approx([0.025, 0.1, 0.2, 0.3])
+    block = plan_units(PROFILE, 9000, settings=PlannerSettings(margin=0, slack_bytes=0, window_slack_bytes=0)).blocks[0]
+    assert block.learning_rate == pytest.approx(0.05 * block.batch_size / 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"planner": "slowest"}, "Planner 'slowest' is unknown"),
+        ({"reach": 0}, "Reach 0"),
+        ({"rho": 1.5}, r"Rho 1\.5"),
+        ({"minimum_batch": 0}, "Batch sizes 0 to 256"),
+        ({"minimum_batch": 9, "maximum_batch": 8}, "Batch sizes 9 to 8"),
+        ({"learning_rate": 0.0}, r"Learning rate 0\.0"),
+    ],
+)
+def test_impossible_settings_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        PlannerSettings(**options)  # type: ignore[arg-type]

@@ -1,0 +1,130 @@
+"""Memory lines: exact between and beyond the traced batches, and read the right way round."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from neuroflux_fl import profiling
+from neuroflux_fl.heads import HeadSettings
+from neuroflux_fl.local_network import LocalNetwork, build_network
+from neuroflux_fl.local_step import OptimizerSettings
+from neuroflux_fl.machine_speed import MachineSpeed
+from neuroflux_fl.models import build_chain
+from neuroflux_fl.plan import Window
+from neuroflux_fl.profiling import Line, WindowProfile, measure_profile, profile_network, trace_window
+from neuroflux_fl.tracing import trace_step
+
+CPU = torch.device("cpu")
+SPEED = MachineSpeed()
+
+
+def profile_of(*lines: Line) -> WindowProfile:
+    return WindowProfile(
+        window=Window(first_unit=0, last_unit=0), resident_bytes=0, memory=lines, flops=Line(0, 1),
+        traffic_bytes=Line(0, 1), operators=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "last"), [("vgg11", 0, 0), ("vgg11", 5, 5), ("vgg11", 1, 3), ("resnet18", 3, 3)]
+)
+@pytest.mark.parametrize("batch", [2, 7, 40])
+def test_memory_at_other_batches_lies_on_the_lines(model: str, first: int, last: int, batch: int) -> None:
+    network = build_network(build_chain(model, image_shape=(3, 32, 32), classes=10), HeadSettings())
+    window, settings = Window(first_unit=first, last_unit=last), OptimizerSettings()
+
+    profile = trace_window(network, window, settings)
+
+    third = trace_step(lambda: profiling._fake_step(network, window, settings, batch))
+    assert profile.peak_bytes(batch) == max(third.live_bytes)
+    assert profile.flops.at(batch) == pytest.approx(third.flops)
+    assert profile.traffic_bytes.at(batch) == pytest.approx(third.traffic_bytes)
+
+
+def test_resident_bytes_by_hand(small_network: LocalNetwork) -> None:
+    window = Window(first_unit=0, last_unit=0)
+    parameters = (8 * 9 + 8 + 16) + (8 * 8 * 9 + 16 + 3 * 32 + 3)
+    buffers = 2 * (8 + 8 + 1)
+
+    assert trace_window(small_network, window, OptimizerSettings()).resident_bytes == 4 * (2 * parameters + buffers)
+    plain = trace_window(small_network, window, OptimizerSettings(momentum=0.0))
+    assert plain.resident_bytes == 4 * (parameters + buffers)
+
+
+def test_largest_batch_is_where_the_peak_meets_the_budget() -> None:
+    generator = random.Random(0)
+    for _ in range(200):
+        profile = profile_of(*(Line(generator.randint(0, 500), generator.randint(1, 90)) for _ in range(3)))
+        available = generator.randint(0, 3000)
+        largest = profile.largest_batch(available)
+        assert largest == 0 or profile.peak_bytes(largest) <= available
+        assert profile.peak_bytes(largest + 1) > available
+    assert profile_of(Line(10, 0), Line(0, 4)).largest_batch(20) == 5
+
+
+def test_peak_is_rounded_up() -> None:
+    assert profile_of(Line(10, 0.25)).peak_bytes(3) == 11
+
+
+def test_the_envelope_is_the_maximum_of_all_lines() -> None:
+    generator = random.Random(0)
+    for _ in range(200):
+        lines = [Line(generator.randint(0, 60), generator.randint(0, 12)) for _ in range(9)]
+        envelope = profiling._upper_envelope(lines)
+        assert set(envelope) <= set(lines)
+        for batch in range(1, 80):
+            assert max(line.at(batch) for line in envelope) == max(line.at(batch) for line in lines)
+
+
+def test_profile_of_a_network_has_every_window_up_to_the_reach(small_network: LocalNetwork) -> None:
+    profile = profile_network(small_network, speed=SPEED, reach=2)
+
+    windows = {(window.first_unit, window.last_unit) for window in profile.windows}
+    assert windows == {(0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (0, 2)}
+    assert profile.whole.window == Window(first_unit=0, last_unit=2)
+    assert [unit.output_numbers for unit in profile.units] == [128, 128, 64]
+    assert [unit.head_filters for unit in profile.units] == [8, 8, 0]
+    pair = profile.windows[Window(first_unit=0, last_unit=1)]
+    assert pair.peak_bytes(64) > profile.unit(1).peak_bytes(64)
+    assert pair.peak_bytes(64) < profile.unit(0).peak_bytes(64) + profile.unit(1).peak_bytes(64)
+
+
+def test_real_steps_keep_times_and_raise_the_lines_to_what_was_seen(
+    small_network: LocalNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = profile_network(small_network, speed=SPEED)
+    window = Window(first_unit=0, last_unit=0)
+    seen: list[int] = []
+
+    def steps(_network: object, window: Window, _settings: object, batch: int, _device: object) -> tuple[int, float]:
+        seen.append(batch)
+        if batch == 32:
+            raise torch.OutOfMemoryError("no more")
+        return traced.windows[window].peak_bytes(batch) + 10 * batch, batch / 100
+
+    monkeypatch.setattr(profiling, "_run_real_steps", steps)
+    measured = measure_profile(
+        small_network, traced, windows=[window], available_bytes=2.0**40, maximum_batch=32, minimum_batch=2, device=CPU
+    )
+
+    assert seen == [2, 8, 16, 32]
+    assert measured.unit(0).timings == ((2, 0.02), (8, 0.08), (16, 0.16))
+    assert measured.unit(0).peak_bytes(5) == traced.unit(0).peak_bytes(5) + 160
+    assert measured.unit(0).seconds_per_step(12, SPEED) == pytest.approx(0.12)
+    assert measured.unit(1) == traced.unit(1)
+
+
+def test_a_window_is_really_measured(small_network: LocalNetwork) -> None:
+    traced = profile_network(small_network, speed=SPEED)
+    window = Window(first_unit=1, last_unit=1)
+
+    measured = measure_profile(
+        small_network, traced, windows=[window], available_bytes=2.0**26, maximum_batch=8, minimum_batch=2, device=CPU
+    )
+
+    timings = measured.unit(1).timings
+    assert [batch for batch, _ in timings] == [2, 4, 8]
+    assert all(0 < seconds < 5 for _, seconds in timings)

@@ -1,0 +1,118 @@
+"""Weights on disk: whole or not at all, and one clear line where they are not what they should be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from neuroflux_fl.errors import StorageError
+from neuroflux_fl.unit_store import UnitStore
+
+CPU = torch.device("cpu")
+
+
+def path_of(store: UnitStore, unit: int) -> Path:
+    return store.folder / f"unit-{unit:03d}.npy"
+
+
+def test_saved_units_come_back_with_buffers(small_store: UnitStore) -> None:
+    pair = small_store.load(1, CPU)
+    pair.get_buffer("unit.1.running_mean").fill_(3.0)
+
+    small_store.save(1, pair)
+
+    loaded = small_store.load(1, CPU).state_dict()
+    for name, value in pair.state_dict().items():
+        assert torch.equal(loaded[name], value) or name.endswith("num_batches_tracked")
+
+
+def test_write_without_a_head_keeps_the_stored_head(small_store: UnitStore) -> None:
+    before = small_store.read(1)
+    size = small_store.network.layout(1).size_without_head
+
+    small_store.write(1, np.zeros(size, np.float32))
+
+    after = small_store.read(1)
+    assert not after[:size].any()
+    np.testing.assert_array_equal(after[size:], before[size:])
+
+
+def test_missing_weights(tmp_path: Path, small_store: UnitStore) -> None:
+    store = UnitStore(tmp_path / "elsewhere", small_store.network)
+
+    assert not store.holds(0)
+    with pytest.raises(StorageError, match="Weights of unit 0 are missing"):
+        store.read(0)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros(3, np.float32), np.zeros(1000, np.float64), np.array([{"a": 1}], dtype=object)]
+)
+def test_other_arrays_are_refused_and_nothing_is_unpickled(small_store: UnitStore, array: np.ndarray) -> None:
+    np.save(path_of(small_store, 0), array, allow_pickle=True)
+
+    with pytest.raises(StorageError, match="Weights of unit 0"):
+        small_store.read(0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_are_refused_in_one_line(small_store: UnitStore) -> None:
+    path = path_of(small_store, 0)
+    whole = path.read_bytes()
+    size = small_store.network.layout(0).size_with_head
+    generator = random.Random(0)
+    messages: list[str] = []
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(generator.randint(1, 3)):
+            damaged[generator.randrange(128)] = generator.randrange(256)  # the header
+        if generator.random() < 0.3:
+            damaged = damaged[: generator.randrange(len(whole))]
+        path.write_bytes(damaged)
+        try:
+            shape = small_store.read(0).shape
+        except StorageError as error:
+            messages.append(str(error))
+        else:
+            assert shape == (size,)
+    assert len(messages) > 100
+    assert not any("\n" in message for message in messages)
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace"])
+def test_failed_write_leaves_the_old_weights_and_no_litter(
+    small_store: UnitStore, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    before = small_store.read(0)
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(call, full)
+    with pytest.raises(StorageError, match=r"Cannot write .*No space left on device"):
+        small_store.write(0, np.zeros_like(before))
+    monkeypatch.undo()
+
+    np.testing.assert_array_equal(small_store.read(0), before)
+    assert sorted(path.name for path in small_store.folder.iterdir()) == [f"unit-00{unit}.npy" for unit in range(3)]
+
+
+def test_prefix_version_is_of_units_and_buffers_but_not_of_heads(small_store: UnitStore) -> None:
+    layout = small_store.network.layout(0)
+    version = small_store.prefix_version(1)
+    packed = small_store.read(0)
+
+    packed[layout.head_parameter_slice] += 1
+    small_store.write(0, packed)
+    assert small_store.prefix_version(1) == version
+
+    packed[layout.unit_buffer_slice] += 1
+    small_store.write(0, packed)
+    assert small_store.prefix_version(1) != version
+    assert small_store.prefix_version(0) == "images"
