@@ -34,6 +34,7 @@ def main() -> None:
         rounds=f"{options.rounds} with {options.local_epochs} local passes",
         budgets=options.budgets,
         alpha=options.alpha,
+        threads=options.threads or "every core",
         seed=options.seed,
     )
     print_setting(setting)
@@ -54,7 +55,7 @@ def _simulate(options: argparse.Namespace, arm: list[str]) -> Any:
             "--rounds", str(options.rounds), "--local-epochs", str(options.local_epochs),
             "--train-limit", str(options.train_limit), "--test-limit", str(options.test_limit),
             "--set", f"stage-units={options.stage_units}", "--set", f"patience={options.rounds}",
-            "--set", "min-improvement=0", "--workers", str(options.workers), *arm,
+            "--set", "min-improvement=0", "--threads", str(options.threads), *arm,
         ]  # fmt: skip
         done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
         if done.returncode:
@@ -110,12 +111,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--budgets", default="48MiB,64MiB,96MiB,128MiB,192MiB,256MiB,320MiB,384MiB")
     parser.add_argument("--alpha", type=float, default=0.3)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--local-epochs", type=int, default=2)
-    parser.add_argument("--stage-units", type=int, default=2)
-    parser.add_argument("--train-limit", type=int, default=3000)
+    parser.add_argument("--stage-units", type=int, default=4)
+    parser.add_argument("--train-limit", type=int, default=2000)
     parser.add_argument("--test-limit", type=int, default=1000)
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 takes every core")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arms", action="append", choices=list(ARMS), help="only these; may be given several times")
     parser.add_argument("--json", type=Path, help="also write the figures here")

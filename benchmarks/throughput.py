@@ -39,14 +39,14 @@ from neuroflux_fl.machine_speed import measure_speed
 from neuroflux_fl.models import MODEL_NAMES
 from neuroflux_fl.plan import Block, Plan
 from neuroflux_fl.planning import backpropagation_minimum, plan_backpropagation, plan_units
-from neuroflux_fl.profiling import profile_network
+from neuroflux_fl.profiling import measure_profile, profile_network
 from neuroflux_fl.sizes import MIB
 
 MODULE = "benchmarks.throughput"
 PLANNER = replace(DEFAULT_PLANNER, passes=1)  # a cache written in a pass is read in that pass alone
 BACKPROPAGATION = "backpropagation"
 SMALLEST, UNLIMITED = "smallest", "none"
-_HEADER = ("budget", "arm", "samples", "samples/s", "min", "max", "steps", "cache", "load", "peak MiB", "units x batch")
+_HEADER = ("budget", "arm", "samples", "samples/s", "min", "max", "cache time", "peak MiB", "units x batch")
 _MOST_SAMPLES = 8192
 
 
@@ -57,10 +57,8 @@ class Pass:
     samples: int
     """The fewest that any block trained: a few sit out where batches do not divide the data."""
     seconds: float
-    train_seconds: float
-    """Of ``seconds``: training steps, the cache's reads included."""
     cache_seconds: float
-    """Of ``seconds``: running finished blocks forward, writing their outputs. What remains is unit load and store."""
+    """Of ``seconds``: running finished blocks forward and writing their outputs, with the start of the peak's meter."""
     peak_bytes: int
 
     @property
@@ -110,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, values in arms.items()
         ],
     )
-    print("steps, cache, load: shares of the time in training steps, in writing caches, in unit load and store.")
+    print("Cache time: share of the time spent on running finished blocks forward and writing their outputs.")
     print("The ratio is of medians; least and most are over repetitions, in which all arms of a budget take turns.")
     results = {budget: [_figures(arm) for arm in arms] for budget, arms in measured.items()}
     write_json(options.json, {"setting": setting, "results": results, "ratios": ratios})
@@ -140,7 +138,8 @@ def _setting(options: argparse.Namespace) -> dict[str, str]:
         threads=options.threads,
         seed=options.seed,
         repeats=f"{options.repeats}, medians, start-up and one warm-up pass not counted",
-        batches=f"{PLANNER.minimum_batch} to {PLANNER.maximum_batch}, chosen by the planner",
+        batches=f"{PLANNER.minimum_batch} to {PLANNER.maximum_batch}, the planner's choice; by measured times for "
+        f"budget {UNLIMITED}",
         allocator=f"freed memory returned at once in both arms; glibc's default in both for budget {UNLIMITED}",
     )
 
@@ -197,6 +196,18 @@ class _Measurement:
         # Rounded up to whole MiB, as the error message for a smaller budget advises.
         smallest = -(-backpropagation_minimum(profile, PLANNER) // MIB) * MIB
         budget = _budget_bytes(request["budget"], smallest)
+        if budget is None:
+            # Without a limit the largest batch is rarely the fastest: every arm picks from its own measured curve.
+            single = [window for window in profile.windows if window.reach == 1]
+            profile = measure_profile(
+                self._network,
+                profile,
+                windows=[profile.whole.window] if request["backpropagation"] else single,
+                available_bytes=PLANNER.available(None),
+                maximum_batch=PLANNER.maximum_batch,
+                minimum_batch=PLANNER.minimum_batch,
+                device=torch.device("cpu"),
+            )
         make_plan = plan_backpropagation if request["backpropagation"] else plan_units
         self._plan = make_plan(profile, budget, PLANNER)
         return {
@@ -211,16 +222,14 @@ class _Measurement:
             trainer = make_trainer(
                 self._network, Path(folder), samples=samples, budget_bytes=self._plan.budget_bytes, seed=self._seed
             )
-            before = dict(trainer.stopwatch.seconds)
+            cache_before = trainer.stopwatch.seconds["cache"]
             started = time.perf_counter()
             result = trainer.train(self._plan)
             seconds = time.perf_counter() - started
-            after = trainer.stopwatch.seconds
         return Pass(
             samples=min(block.samples for block in result.blocks),
             seconds=seconds,
-            train_seconds=after["train"] - before["train"],
-            cache_seconds=after["cache"] - before["cache"],
+            cache_seconds=trainer.stopwatch.seconds["cache"] - cache_before,
             peak_bytes=_peak(result),
         )
 
@@ -244,13 +253,10 @@ def _block(block: Block) -> str:
 def _row(budget: str, arm: Arm) -> tuple[str, ...]:
     limit = "none" if arm.budget_bytes is None else f"{arm.budget_bytes / MIB:.0f} MiB"
     shown = limit if budget in (UNLIMITED, limit.split()[0]) else f"{limit} ({budget})"
-    whole = sum(one.seconds for one in arm.passes)
-    steps = sum(one.train_seconds for one in arm.passes) / whole
-    cache = sum(one.cache_seconds for one in arm.passes) / whole
+    cache = sum(one.cache_seconds for one in arm.passes) / sum(one.seconds for one in arm.passes)
     return (
         shown, arm.name, str(arm.passes[0].samples), f"{arm.median:.1f}", f"{min(arm.rates):.1f}",
-        f"{max(arm.rates):.1f}", f"{steps:.0%}", f"{cache:.0%}", f"{1 - steps - cache:.0%}",
-        f"{max(one.peak_bytes for one in arm.passes) / MIB:.1f}", arm.blocks,
+        f"{max(arm.rates):.1f}", f"{cache:.0%}", f"{max(one.peak_bytes for one in arm.passes) / MIB:.1f}", arm.blocks,
     )  # fmt: skip
 
 

@@ -58,9 +58,7 @@ def run_profile(config: RunConfig, device: torch.device) -> NetworkProfile:
 
 
 @lru_cache(maxsize=4)
-def _profile(
-    network: LocalNetwork, reach: int, optimizer: OptimizerSettings, device: torch.device
-) -> NetworkProfile:
+def _profile(network: LocalNetwork, reach: int, optimizer: OptimizerSettings, device: torch.device) -> NetworkProfile:
     return profile_network(network, speed=machine_speed(device), reach=reach, optimizer=optimizer)
 
 
@@ -253,5 +251,3 @@ def _block_report(result: BlockResult) -> BlockReport:
 
 def _exit_scores(scores: Mapping[int, Score]) -> tuple[ExitScore, ...]:
     return tuple(ExitScore(unit=unit, correct=s.correct, total=s.total) for unit, s in sorted(scores.items()))
-
-

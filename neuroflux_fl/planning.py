@@ -40,7 +40,7 @@ class PlannerSettings:
     """Share of the budget kept free, for what a trace cannot see."""
     slack_bytes: int = 1280 * KIB
     """Bytes kept free beside the margin: just-in-time kernels and the allocator's rounding."""
-    window_slack_bytes: int = 128 * KIB
+    window_slack_bytes: int = 192 * KIB
     """Bytes more for every window of a block: each has kernels of its own."""
 
     def __post_init__(self) -> None:

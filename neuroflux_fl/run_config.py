@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from neuroflux_fl.activation_cache import PRECISIONS
 from neuroflux_fl.block_training import TrainSettings
 from neuroflux_fl.errors import ConfigError
 from neuroflux_fl.heads import HeadSettings
@@ -29,7 +30,7 @@ class RunConfig:
 
     model: str = "vgg11"
     """vgg11, vgg13, vgg16, vgg19, resnet18 or resnet34."""
-    width: float = 0.5
+    width: float = 0.25
     """Factor on the channels of a VGG."""
     norm: str = "batch"
     """batch or group."""
@@ -49,11 +50,11 @@ class RunConfig:
     """Filters of a head; with the adaptive rule the most allowed."""
     head_share: float = 1.0
     """Adaptive rule: a head's activations over its unit's, at most."""
-    budgets: str = "12MiB,16MiB,24MiB,48MiB"
+    budgets: str = "6MiB,8MiB,12MiB,24MiB"
     """Memory budgets, dealt out to the simulated devices in turn. Real devices bring their own."""
     partition: str = "dirichlet"
     """How the data is dealt out: iid, dirichlet or shards."""
-    alpha: float = 0.5
+    alpha: float = 1.0
     """Dirichlet concentration: small is uneven, large is even."""
     shards_per_device: int = 2
     """Only for shards."""
@@ -66,7 +67,7 @@ class RunConfig:
     budget holds it)."""
     schedule: str = "progressive"
     """progressive: one stage of units after the other; joint: all units in every round."""
-    stage_units: int = 3
+    stage_units: int = 4
     """Units in a stage of the progressive schedule."""
     aggregation: str = "fedavg"
     """fedavg or fednova."""
@@ -98,7 +99,7 @@ class RunConfig:
     """Threshold planner: how far batch sizes of merged units may differ."""
     maximum_batch: int = 64
     """Largest batch size of any block."""
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     """At batch 64; grows linearly with the batch size."""
     momentum: float = 0.9
     weight_decay: float = 0.0005
@@ -122,6 +123,7 @@ class RunConfig:
             ("schedule", self.schedule, SCHEDULES),
             ("aggregation", self.aggregation, AGGREGATIONS),
             ("partition", self.partition, PARTITIONS),
+            ("cache-precision", self.cache_precision, tuple(PRECISIONS)),
         ):
             if value not in allowed:
                 raise ConfigError(f"{name} {value!r} is unknown: choose one of {', '.join(allowed)}.")
@@ -143,10 +145,10 @@ class RunConfig:
             ("min-improvement", self.min_improvement, 0),
             ("seed", self.seed, 0),
         ):
-            if number < least:
+            if not number >= least:
                 raise ConfigError(f"{name} is {number}: give at least {least}.")
         if not self.alpha > 0:
-            raise ConfigError(f"alpha is {self.alpha}: a Dirichlet partition needs a number above 0, for example 0.5.")
+            raise ConfigError(f"alpha is {self.alpha}: a Dirichlet partition needs a number above 0, for example 1.0.")
         if not 0 < self.validation_fraction < 1:
             raise ConfigError(f"validation-fraction is {self.validation_fraction}: give a share between 0 and 1.")
         if not 0 <= self.tolerance <= 1:
@@ -170,14 +172,14 @@ class RunConfig:
         return HeadSettings(kind=self.head, rule=self.head_rule, filters=self.head_filters, share=self.head_share)
 
     def planner_settings(self, *, examples: int) -> PlannerSettings:
-        """Settings for a device with this many training images: at least four steps a pass, where they suffice."""
+        """Settings for a device with this many training images: at least eight steps a pass."""
         smallest = 2 if self.norm == "batch" else 1
         return PlannerSettings(
             planner=self.planner,
             reach=self.reach,
             rho=self.rho,
             minimum_batch=smallest,
-            maximum_batch=max(smallest, min(self.maximum_batch, examples // 4)),
+            maximum_batch=max(smallest, min(self.maximum_batch, examples // 8)),
             learning_rate=self.learning_rate,
             maximum_learning_rate=4 * self.learning_rate,
             passes=max(1, self.num_server_rounds * self.local_epochs),
@@ -234,7 +236,9 @@ class RunConfig:
             raise ConfigError(f"Configuration {path} is not TOML: {error}.") from error
         for key, value in values.items():
             if not isinstance(value, (bool, int, float, str)):
-                raise ConfigError(f"Configuration {path} has {key!r} as a {type(value).__name__}: write flat keys only.")
+                raise ConfigError(
+                    f"Configuration {path} has {key!r} as a {type(value).__name__}: write flat keys only."
+                )
         return values
 
 

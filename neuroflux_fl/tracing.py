@@ -76,7 +76,8 @@ class _StepTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        # This operator works in place and has no fake kernel: calling it would allocate the weights for real.
+        out = None if func is aten._fused_sgd_.default else func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         fresh = sum(self._track(tensor) for tensor in outputs)
         self._moments.extend(self._live + workspace for workspace in workspace_bytes(func, args, out))

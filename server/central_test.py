@@ -42,7 +42,6 @@ class CentralTest:
         self._cache.keep_only(self._flow.keys(first_unit) if first_unit else [])
         return {unit: score.accuracy for unit, score in scores.items()}
 
-
     def close(self) -> None:
         """Remove the folder."""
         self._folder.cleanup()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,19 +13,22 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from neuroflux_fl.errors import FleetError, WireError
+from neuroflux_fl.errors import FleetError, StorageError, WireError
 from neuroflux_fl.evaluation import Score
 from neuroflux_fl.local_network import LocalNetwork, extend_version
 from neuroflux_fl.packing import PackLayout, unit_key
+from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.run_config import RunConfig
 from neuroflux_fl.unit_store import EMPTY_PREFIX
-from neuroflux_fl.wire import Capabilities, EvaluateReport, EvaluateTask, TrainReport, TrainTask
+from neuroflux_fl.wire import Capabilities, EvaluateReport, EvaluateTask, ExitScore, TrainReport, TrainTask
 from server.aggregation import UnitAggregator
 from server.cohort import draw_cohort
 from server.fleet_state import FleetState, RoundRecord
 from server.rounds import PhaseResult, require_quorum, run_phase, wait_for_nodes
 from server.schedule import Stage, advance, joint_stages, rounds_per_stage, stages_of
 from server.update_checks import check_update
+
+logger = logging.getLogger(__name__)
 
 Packed = NDArray[np.float32]
 
@@ -104,9 +108,7 @@ class Fleet:
         self._observer = observer
         self._checkpoint = checkpoint
         self._tester = tester
-        self._arrays: dict[int, Packed] = {
-            unit: network.initial(unit, config.seed) for unit in range(len(network))
-        }
+        self._arrays: dict[int, Packed] = {unit: network.initial(unit, config.seed) for unit in range(len(network))}
         self._on_the_wire: dict[int, Array] = {}
         self._devices: dict[int, DeviceRecord] = {}
         self._trained_heads: set[int] = set()
@@ -119,25 +121,34 @@ class Fleet:
 
         Raises:
             FleetError: too few devices, none that can take part, or a round below the quorum.
+            StorageError: ``resume_from`` is of another model or schedule.
         """
         started = time.monotonic()
         config = self._config
-        nodes = wait_for_nodes(self._grid, config.min_nodes, config.wait_seconds, max(0.1, config.poll_seconds))
-        self._query(nodes)
         stages = self._stages()
         bounds = self._round_bounds(stages)
         state = FleetState()
         if resume_from is not None:
+            self._require_same_run(*resume_from, stages)
             state, self._arrays = resume_from
             self._trained_heads = set(state.trained_exits)
+        nodes = wait_for_nodes(self._grid, config.min_nodes, config.wait_seconds, max(0.1, config.poll_seconds))
+        self._query(nodes)
         while not state.schedule.finished and state.round < config.num_server_rounds:
             stage = stages[state.schedule.stage_index]
-            record = self._round(state, stage, bounds[stage.index])
+            try:
+                eligible = self._eligible(stage)
+            except FleetError as error:
+                if not self._trained_heads:
+                    raise
+                logger.warning("%s Training ends with the units before them.", error)
+                break
+            record = self._round(state, stage, bounds[stage.index], eligible)
             rounds_left = config.num_server_rounds - record.round
             accuracy = record.exits.get(stage.last_unit)
             last_of_stage = state.schedule.rounds_in_stage + 1 >= bounds[stage.index] or rounds_left == 0
-            if last_of_stage and not rounds_left == 0:
-                # Replies carry the accuracy of what the round began with; whether to go deeper needs what it ended with.
+            if last_of_stage and rounds_left > 0:
+                # Replies carry the accuracy of what the round began with; going deeper needs what it ended with.
                 scores = self._evaluate(record.round, stage.first_unit, stage.last_unit)
                 accuracy = scores[stage.last_unit].accuracy if stage.last_unit in scores else accuracy
             schedule = advance(
@@ -161,7 +172,9 @@ class Fleet:
             if self._observer is not None:
                 self._observer(record, tuple(self._devices.values()))
         exits = state.trained_exits
-        scores = self._evaluate(state.round, 0 if config.method == "neuroflux" else max(exits), max(exits)) if exits else {}
+        scores = (
+            self._evaluate(state.round, 0 if config.method == "neuroflux" else max(exits), max(exits)) if exits else {}
+        )
         return FleetResult(
             state=state,
             arrays=self._arrays,
@@ -169,6 +182,14 @@ class Fleet:
             validation={unit: score for unit, score in scores.items() if unit in self._trained_heads},
             seconds=time.monotonic() - started,
         )
+
+    def _require_same_run(self, state: FleetState, arrays: dict[int, Packed], stages: Sequence[Stage]) -> None:
+        shapes = {unit: (layout.size_with_head,) for unit, layout in self._layouts.items()}
+        if {unit: array.shape for unit, array in arrays.items()} != shapes or state.schedule.stage_index >= len(stages):
+            raise StorageError(
+                "The saved state is of a run with another model or schedule: resume with the settings of that run, "
+                "or start a new one in another folder."
+            )
 
     def _query(self, nodes: Sequence[int]) -> None:
         malformed: list[int] = []
@@ -182,7 +203,7 @@ class Fleet:
                 malformed.append(node_id)
 
         messages = [Message(RecordDict(), node, "query.capabilities", group_id="0") for node in nodes]
-        phase = self._phase(messages, on_reply)
+        phase = self._phase(messages, on_reply, least_seconds=self._config.wait_seconds)
         if not self._devices:
             reasons = "; ".join(sorted(set(phase.failed.values()))) or (
                 "answers that do not parse" if malformed else "no answer before the deadline"
@@ -212,7 +233,8 @@ class Fleet:
                     "choose a narrower model, or use method neuroflux."
                 )
             return sorted(able)
-        able = [node for node, device in self._devices.items() if _can_train(device.capabilities, stage)]
+        planner = self._config.planner_settings(examples=self._config.maximum_batch)
+        able = [node for node, device in self._devices.items() if _may_train(device.capabilities, stage, planner)]
         if not able:
             raise FleetError(
                 f"None of {len(self._devices)} devices has the memory for any of units {stage.first_unit} to "
@@ -220,12 +242,13 @@ class Fleet:
             )
         return sorted(able)
 
-    def _round(self, state: FleetState, stage: Stage, rounds_in_stage: int) -> RoundRecord:
+    def _round(self, state: FleetState, stage: Stage, rounds_in_stage: int, eligible: Sequence[int]) -> RoundRecord:
         config, number = self._config, state.round + 1
         started = time.monotonic()
-        eligible = self._eligible(stage)
         cohort = draw_cohort(eligible, config.cohort or len(eligible), config.seed, number)
-        aggregator = UnitAggregator(self._layouts, self._arrays, "fednova" if config.aggregation == "fednova" else "fedavg")
+        aggregator = UnitAggregator(
+            self._layouts, self._arrays, "fednova" if config.aggregation == "fednova" else "fedavg"
+        )
         scores: dict[int, Score] = {}
         rejected: dict[str, int] = {}
         bytes_up = bytes_down = 0
@@ -249,14 +272,11 @@ class Fleet:
                 return
             device.add(report)
             device.held_prefix = report.prefix_version
-            for score in report.exits:
-                scores[score.unit] = scores.get(score.unit, Score(0, 0)) + Score(score.correct, score.total)
+            _add_scores(scores, report.exits, stage.units)
             self._take_updates(report, reply, number, stage, aggregator, rejected)
 
         phase = self._phase(messages, on_reply)
         require_quorum(len(phase.received), config.quorum, number)
-        for node in phase.failed:
-            self._devices[node].held_prefix = ""  # it may have lost its folder: send the prefix again
         self._arrays = aggregator.result()
         self._on_the_wire.clear()
         self._trained_heads |= {unit for unit, count in aggregator.head_contributors.items() if count}
@@ -305,6 +325,8 @@ class Fleet:
     def _evaluate(self, round: int, first_unit: int, last_unit: int) -> dict[int, Score]:
         scores: dict[int, Score] = {}
         version = self._prefix_version(first_unit)
+        version_after = self._prefix_version(last_unit + 1)
+        units = range(first_unit, last_unit + 1)
         messages = []
         for device in self._devices.values():
             sends_prefix = first_unit > 0 and device.held_prefix != version
@@ -327,8 +349,8 @@ class Fleet:
                 return  # a device that cannot be understood has no say in the score
             device.device_seconds += report.seconds
             device.bytes_up += _content_bytes(reply.content)
-            for score in report.exits:
-                scores[score.unit] = scores.get(score.unit, Score(0, 0)) + Score(score.correct, score.total)
+            device.held_prefix = version_after  # what it scored is the prefix of the next stage
+            _add_scores(scores, report.exits, units)
 
         self._phase(messages, on_reply)
         return scores
@@ -347,10 +369,11 @@ class Fleet:
         seen: set[int] = set()
         for update in report.updates:
             array = arrays.pop(unit_key(update.unit), None)
-            reason = "missing_array"
-            if array is not None:
-                values = _as_numpy(array)
-                reason = "unreadable" if values is None else check_update(
+            values = None if array is None else _as_numpy(array)
+            if values is None:
+                reason: str | None = "missing_array" if array is None else "unreadable"
+            else:
+                reason = check_update(
                     update,
                     values,
                     self._layouts.get(update.unit),
@@ -359,23 +382,30 @@ class Fleet:
                     stage_units=stage.units,
                     seen_units=seen,
                     current=self._arrays.get(update.unit),
-                ) or ""  # fmt: skip
-                if not reason and values is not None:
-                    aggregator.add(update, values)
+                )
+                if reason is None:
+                    aggregator.add(update, values.astype(np.float32, copy=False))
                     seen.add(update.unit)
-            if reason:
+            if reason is not None:
                 rejected[reason] = rejected.get(reason, 0) + 1
 
-    def _phase(self, messages: list[Message], on_reply: Callable[[Message], None]) -> PhaseResult:
+    def _phase(
+        self, messages: list[Message], on_reply: Callable[[Message], None], *, least_seconds: float = 0.0
+    ) -> PhaseResult:
         deadline = self._config.deadline_seconds or None
         # Devices stop at the deadline and then still have to answer: the server allows them a half more.
-        return run_phase(
+        phase = run_phase(
             self._grid,
             messages,
-            deadline_seconds=None if deadline is None else 1.5 * deadline,
+            deadline_seconds=None if deadline is None else max(1.5 * deadline, least_seconds),
             on_reply=on_reply,
             poll_seconds=self._config.poll_seconds,
         )
+        for node, reason in phase.failed.items():
+            logger.warning("Device %d failed: %s", node, reason)
+            if node in self._devices:
+                self._devices[node].held_prefix = ""  # it may have lost its folder: send the prefix again
+        return phase
 
     def _content(self, units: range, task: bytes) -> RecordDict:
         for unit in units:
@@ -396,15 +426,24 @@ class Fleet:
         return version
 
 
-def _can_train(capabilities: Capabilities, stage: Stage) -> bool:
+def _may_train(capabilities: Capabilities, stage: Stage, planner: PlannerSettings) -> bool:
+    """False where no unit of the stage can fit; the device's own plan, with its own profile, decides the rest."""
     budget = capabilities.memory_budget_bytes
     if budget is None or not capabilities.unit_memory:
         return True
     return any(
-        line.fixed_bytes + 2 * line.bytes_per_sample <= budget
+        # The highest fixed part and the steepest slope may be of different moments: each is a bound, their sum is not.
+        planner.with_margin(max(line.fixed_bytes, planner.minimum_batch * line.bytes_per_sample)) <= budget
         for line in capabilities.unit_memory
         if line.unit in stage.units
     )
+
+
+def _add_scores(scores: dict[int, Score], reported: Sequence[ExitScore], units: range) -> None:
+    """Add a device's scores to the fleet's; those of exits that nobody asked for are left out."""
+    for score in reported:
+        if score.unit in units:
+            scores[score.unit] = scores.get(score.unit, Score(0, 0)) + Score(score.correct, score.total)
 
 
 def _rate_scale(rounds_done: int, rounds: int) -> float:
@@ -416,7 +455,10 @@ def _content_bytes(content: RecordDict) -> int:
     """Bytes of arrays and configuration, as they travel; Flower's framing comes on top."""
     arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
     values = sum(
-        len(value) for record in content.config_records.values() for value in record.values() if isinstance(value, bytes)
+        len(value)
+        for record in content.config_records.values()
+        for value in record.values()
+        if isinstance(value, bytes)
     )
     return arrays + values
 
@@ -429,6 +471,7 @@ def _as_bytes(value: object) -> bytes:
 
 def _as_numpy(array: Array) -> NDArray[np.generic] | None:
     try:
-        return array.numpy()
-    except (ValueError, TypeError, EOFError, OSError):
+        values = array.numpy()
+    except Exception:  # a stranger's bytes: NumPy has a dozen ways to say that they are no array
         return None
+    return values if isinstance(values, np.ndarray) else None  # an archive of arrays is none

@@ -122,7 +122,8 @@ class FleetState:
 
 def _record_from_fields(fields: dict[str, Any]) -> RoundRecord:
     # JSON has made texts of the unit numbers.
-    numbered = {name: {int(unit): value for unit, value in fields[name].items()} for name in ("exits", "test", "contributors")}
+    by_unit = ("exits", "test", "contributors")
+    numbered = {name: {int(unit): value for unit, value in fields[name].items()} for name in by_unit}
     return RoundRecord(**{**fields, **numbered})
 
 

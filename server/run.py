@@ -20,6 +20,7 @@ from neuroflux_fl.errors import StorageError
 from neuroflux_fl.exits import choose_exit, exit_parameters, save_exit
 from neuroflux_fl.fleet_model import run_data, run_network
 from neuroflux_fl.local_network import LocalNetwork
+from neuroflux_fl.output_folder import prepare_folder, write_text
 from neuroflux_fl.packing import unit_key
 from neuroflux_fl.run_config import RunConfig
 from neuroflux_fl.unit_store import UnitStore
@@ -56,8 +57,7 @@ def execute_run(
 
         def observe(record: RoundRecord, devices: Sequence[DeviceRecord]) -> None:
             if out is not None:
-                with (out / ROUNDS_FILE).open("a") as file:
-                    file.write(json.dumps(asdict(record)) + "\n")
+                _append_round(out, record)
             if observer is not None:
                 observer(record, devices)
 
@@ -70,25 +70,11 @@ def execute_run(
         summary = summarise(config, data, network, result, tester)
         if out is not None:
             _save_exit(out, config, data, network, result, summary)
-            _write_text(out / RUN_FILE, json.dumps(summary, indent=2) + "\n")
+            write_text(out / RUN_FILE, json.dumps(summary, indent=2) + "\n")
         return summary
     finally:
         if tester is not None:
             tester.close()
-
-
-def prepare_folder(folder: Path) -> None:
-    """Create the folder and try to write in it, before any work is done.
-
-    Raises:
-        StorageError: that is not possible.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise StorageError(f"Folder {folder} cannot be written: {error.strerror}. Choose another with --out.") from error
 
 
 def summarise(
@@ -186,17 +172,19 @@ def _saved_state(out: Path) -> tuple[FleetState, dict[int, NDArray[np.float32]]]
 
 
 def _start_rounds_file(out: Path, history: Sequence[RoundRecord]) -> None:
-    _write_text(out / ROUNDS_FILE, "".join(json.dumps(asdict(record)) + "\n" for record in history))
+    if history:
+        write_text(out / ROUNDS_FILE, "".join(json.dumps(asdict(record)) + "\n" for record in history))
+    else:
+        (out / ROUNDS_FILE).unlink(missing_ok=True)
 
 
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+def _append_round(out: Path, record: RoundRecord) -> None:
+    path = out / ROUNDS_FILE
     try:
-        temporary.write_text(text)
-        temporary.replace(path)
+        with path.open("a") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"Cannot write {path}: {error.strerror}.") from error
+        raise StorageError(f"Cannot write {path}: {error.strerror}. Free some space, then use --resume.") from error
 
 
 def _version(package: str) -> str:

@@ -1,5 +1,7 @@
 """``neuroflux-fl``: the commands, and the one place where errors become exit codes."""
 
+# ruff: noqa: E402 - the environment is set before anything reads it
+
 from __future__ import annotations
 
 import os
@@ -59,9 +61,10 @@ def main() -> None:
     except NeurofluxError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print_error("Interrupted.")
-        sys.exit(_INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            print_error("Interrupted.")  # Typer ends without a word
+        raise
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ def make_progress() -> Progress:
         TimeElapsedColumn(),
         console=progress_console,
         transient=True,
+        # Or it would leave an empty line in a log.
+        disable=not progress_console.is_terminal,
     )
 
 

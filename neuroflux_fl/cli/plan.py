@@ -153,7 +153,9 @@ def plan_fields(plan: Any) -> dict[str, Any]:
 
 
 def _print(result: dict[str, Any]) -> None:
-    units = make_table("Units: training memory is fixed + per sample x batch", ["unit", "fixed", "per sample", "filters"])
+    units = make_table(
+        "Units: training memory is fixed + per sample x batch", ["unit", "fixed", "per sample", "filters"]
+    )
     for row in result["units"]:
         units.add_row(
             f"{row['index']} {row['name']}",
@@ -174,7 +176,15 @@ def print_blocks(result: dict[str, Any]) -> None:
     """The table of blocks, with measured peaks where there are any."""
     budget = "no limit" if result["budget_bytes"] is None else size_cell(result["budget_bytes"])
     measured = any("measured_peak_bytes" in row for row in result["blocks"])
-    columns = ["units", "windows", "batch", "rate", "predicted peak", *(["measured peak"] if measured else []), "ms/sample"]
+    columns = [
+        "units",
+        "windows",
+        "batch",
+        "rate",
+        "predicted peak",
+        *(["measured peak"] if measured else []),
+        "ms/sample",
+    ]
     table = make_table(f"Blocks under {budget}", columns)
     for row in result["blocks"]:
         peak = [size_cell(row.get("measured_peak_bytes"))] if measured else []

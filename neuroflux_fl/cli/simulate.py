@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,8 @@ from neuroflux_fl.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from neuroflux_fl.run_config import RunConfig, Value
+    from server.fleet import DeviceRecord, Observer
+    from server.fleet_state import RoundRecord
 
 
 def simulate(
@@ -64,7 +67,7 @@ def simulate(
 ) -> None:
     """Simulate a fleet: devices with different memory budgets train their blocks, the server aggregates per unit.
 
-    Without options it trains a half-width VGG-11 on scikit-learn's bundled digits with 8 devices and 4 budgets, in
+    Without options it trains a quarter-width VGG-11 on scikit-learn's bundled digits with 8 devices and 4 budgets, in
     under three minutes on two cores, offline.
 
     Example: neuroflux-fl simulate --model vgg11 --data ~/cifar10 --devices 8 --budgets 48MiB,96MiB,192MiB,384MiB
@@ -146,23 +149,35 @@ def _run(
     metrics_port: int | None,
     resume: bool,
 ) -> dict[str, Any]:
-    import torch
-
-    from clients.app import app
-    from clients.process import prepare_process
     from neuroflux_fl.fleet_model import device_share, run_data, run_network
-    from server.fleet import DeviceRecord
-    from server.fleet_state import RoundRecord
-    from server.grid import InProcessGrid
-    from server.grid_workers import worker_grid
-    from server.run import execute_run
 
-    cores = os.cpu_count() or 1
     # Bad data and bad shares are found here, before any process is started.
     data = run_data(config)
     run_network(config, data)
     for node in nodes.values():
         device_share(config, data, int(node["partition-id"]), len(nodes))
+    with _metrics_reporter(metrics_port) as report:
+        return _run_grid(config, nodes, report, workers=workers, threads=threads, resume=resume)
+
+
+def _run_grid(
+    config: RunConfig,
+    nodes: dict[int, dict[str, Value]],
+    report: Observer,
+    *,
+    workers: int,
+    threads: int,
+    resume: bool,
+) -> dict[str, Any]:
+    import torch
+
+    from clients.app import app
+    from clients.process import prepare_process
+    from server.grid import InProcessGrid
+    from server.grid_workers import worker_grid
+    from server.run import execute_run
+
+    cores = os.cpu_count() or 1
     if workers:
         torch.set_num_threads(1)
         grid = worker_grid(
@@ -177,7 +192,6 @@ def _run(
         torch.set_num_threads(threads or cores)
         prepare_process()
         grid = InProcessGrid(app, nodes, config.to_flat())
-    report = _metrics_reporter(metrics_port)
     with grid, make_progress() as progress:
         task = progress.add_task("starting", total=config.num_server_rounds)
 
@@ -190,9 +204,12 @@ def _run(
         return execute_run(grid, config, observer=observe, resume=resume)
 
 
-def _metrics_reporter(port: int | None) -> Callable[..., None]:
+@contextmanager
+def _metrics_reporter(port: int | None) -> Iterator[Observer]:
+    """Serves metrics while the run lasts, and gives what reports a round to them."""
     if port is None:
-        return lambda *_: None
+        yield lambda record, devices: None
+        return
     from prometheus_client import CollectorRegistry, start_http_server
 
     from neuroflux_fl.metrics import Metrics
@@ -201,10 +218,16 @@ def _metrics_reporter(port: int | None) -> Callable[..., None]:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     try:
-        start_http_server(port, addr="127.0.0.1", registry=registry)
-    except OSError as error:
-        raise UsageError(f"Metrics port {port} cannot be opened: {error.strerror}. Choose a free port.") from error
-    return lambda record, devices: report_round(metrics, record, devices)
+        http_server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "ports are 0 to 65535"
+        raise UsageError(f"Metrics port {port} cannot be opened: {reason}. Choose a free port.") from error
+    try:
+        yield lambda record, devices: report_round(metrics, record, devices)
+    finally:
+        http_server.shutdown()
+        http_server.server_close()
+        thread.join()
 
 
 def _describe(record: Any) -> str:
@@ -216,16 +239,15 @@ def _describe(record: Any) -> str:
 def _show_plans(config: RunConfig, nodes: dict[int, dict[str, Value]], as_json: bool) -> None:
     import torch
 
+    from clients.device import run_profile
     from neuroflux_fl.cli.plan import plan_fields
     from neuroflux_fl.errors import BudgetError
     from neuroflux_fl.fleet_model import device_share, run_data, run_network
-    from neuroflux_fl.machine_speed import measure_speed
     from neuroflux_fl.planning import plan_backpropagation, plan_units
-    from neuroflux_fl.profiling import profile_network
 
     data = run_data(config)
     network = run_network(config, data)
-    profile = profile_network(network, speed=measure_speed(torch.device("cpu")), reach=config.reach)
+    profile = run_profile(config, torch.device("cpu"))
     rows = []
     for node in nodes.values():
         examples = len(device_share(config, data, int(node["partition-id"]), len(nodes)).train)

@@ -19,6 +19,7 @@ from neuroflux_fl.cli.output import (
     size_cell,
 )
 from neuroflux_fl.cli.plan import method_plan, plan_fields, print_blocks
+from neuroflux_fl.output_folder import prepare_folder, write_text
 
 if TYPE_CHECKING:
     from neuroflux_fl.device_training import DeviceTrainer, TrainingResult
@@ -64,29 +65,37 @@ def train(
 
     Example: neuroflux-fl train --model vgg11 --width 0.5 --data digits --budget 24MiB --epochs 6 --out runs/one
     """
+    import numpy as np
     import torch
 
+    from neuroflux_fl.block_training import TrainSettings
     from neuroflux_fl.cli.profiles import make_profile
     from neuroflux_fl.data import load_data, split_validation
     from neuroflux_fl.device_training import CacheSettings, DeviceData, DeviceTrainer
-    from neuroflux_fl.block_training import TrainSettings
-    from neuroflux_fl.errors import UsageError
+    from neuroflux_fl.errors import DataError, UsageError
     from neuroflux_fl.heads import HeadSettings
     from neuroflux_fl.local_network import build_network
     from neuroflux_fl.models import build_chain
     from neuroflux_fl.planning import PlannerSettings
     from neuroflux_fl.unit_store import UnitStore
-    import numpy as np
 
     started = time.perf_counter()
     budget_bytes = parse_budget(budget)
     quota = parse_budget(cache_quota)
     if not 0 < validation_fraction < 1:
         raise UsageError(f"Validation fraction {validation_fraction} is not allowed: give a share between 0 and 1.")
+    if not 0 <= tolerance <= 1:
+        raise UsageError(f"Tolerance {tolerance} is not allowed: give a share of accuracy from 0 to 1.")
+    if threads < 0:
+        raise UsageError(f"Threads {threads} is not allowed: give 1 or more, or 0 to leave them alone.")
+    smallest = 1 if norm == "group" else 2
+    if maximum_batch < smallest:
+        raise UsageError(f"Maximum batch {maximum_batch} is too small: norm {norm!r} needs at least {smallest}.")
+    train_settings = TrainSettings(epochs=epochs, patience=patience, views=views, seed=seed)
     if threads:
         torch.set_num_threads(threads)
     if out is not None:
-        _prepare(out)
+        prepare_folder(out)
     images = load_data(
         data,
         image_side=image_side or None,
@@ -98,7 +107,8 @@ def train(
     network = build_network(chain, HeadSettings(kind=head, rule=head_rule, filters=head_filters), norm)
     rows = np.arange(len(images.train))
     training, validation = split_validation(rows, images.train.labels, validation_fraction, seed)
-    smallest = 1 if norm == "group" else 2
+    if len(training) < smallest:
+        raise DataError(f"Data {data!r} leaves {len(training)} images to train on: give at least {smallest}.")
     settings = PlannerSettings(
         planner=planner,
         reach=reach,
@@ -113,7 +123,6 @@ def train(
     made = make_profile(network, settings, budget_bytes, profile, torch.device("cpu"))
     plan = method_plan(made, budget_bytes, settings, method)
     profile_seconds = time.perf_counter() - profiling
-    train_settings = TrainSettings(epochs=epochs, patience=patience, views=views, seed=seed)
     with tempfile.TemporaryDirectory(prefix="neuroflux-train-", dir=out) as folder:
         store = UnitStore(Path(folder) / "weights", network)
         store.initialise(seed)
@@ -146,17 +155,6 @@ def train(
         print_json(summary)
     else:
         _print(summary)
-
-
-def _prepare(out: Path) -> None:
-    from neuroflux_fl.errors import StorageError
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise StorageError(f"Folder {out} cannot be written: {error.strerror}. Choose another with --out.") from error
 
 
 def _run(trainer: DeviceTrainer, plan: Plan, epochs: int) -> TrainingResult:
@@ -234,7 +232,7 @@ def _save(out: Path, trainer: DeviceTrainer, summary: dict[str, Any], *, width: 
         std=trainer.data.std,
         details={"validation_accuracy": chosen["validation_accuracy"], "test_accuracy": chosen["test_accuracy"]},
     )
-    (out / "run.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_text(out / "run.json", json.dumps(summary, indent=2) + "\n")
 
 
 def _print(summary: dict[str, Any]) -> None:

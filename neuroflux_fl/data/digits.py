@@ -22,7 +22,7 @@ def load_digits(request: Request) -> ImageData:
         DependencyError: scikit-learn is not installed.
     """
     try:
-        from sklearn import datasets  # type: ignore[import-untyped]
+        from sklearn import datasets
     except ModuleNotFoundError as error:
         raise DependencyError(
             "Data set 'digits' comes with scikit-learn, which is not installed: "

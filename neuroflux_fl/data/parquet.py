@@ -108,7 +108,7 @@ def _read_pictures(split: _Split, rows: NDArray[np.int64]) -> Iterator[tuple[str
 
 def _open(path: Path) -> Any:
     try:
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        from pyarrow import parquet
     except ModuleNotFoundError as error:
         raise DependencyError(
             'Reading Parquet files needs pyarrow, which is not installed: pip install "neuroflux-fl[parquet]".'

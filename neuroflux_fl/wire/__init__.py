@@ -1,5 +1,6 @@
 """What crosses the network: messages as protobuf, weights as one packed float32 array a unit."""
 
+from neuroflux_fl.packing import Entry, PackLayout, unit_key
 from neuroflux_fl.plan import Block, Plan, Window
 from neuroflux_fl.wire.messages import (
     MAX_MESSAGE_BYTES,
@@ -10,7 +11,6 @@ from neuroflux_fl.wire.messages import (
     TrainReport,
     TrainTask,
 )
-from neuroflux_fl.packing import Entry, PackLayout, unit_key
 from neuroflux_fl.wire.parts import BlockReport, ExitScore, Seconds, UnitMemory, UnitUpdate
 
 __all__ = [

@@ -23,7 +23,7 @@ RUN_CONFIG: UserConfig = {"scale": 0.5}
 @pytest.fixture
 def client_app(monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientApp]:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    import fleet_client_app
+    import fleet_client_app  # type: ignore[import-not-found]
 
     yield fleet_client_app.app
     sys.modules.pop("fleet_client_app", None)

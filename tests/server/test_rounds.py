@@ -38,7 +38,7 @@ class SilentGrid(InProcessGrid):
         batch = list(messages)
         ids = list(super().push_messages(batch))
         self.node_of = {i: message.metadata.dst_node_id for i, message in zip(ids, batch, strict=True)}
-        self.batch = {i: message for i, message in zip(ids, batch, strict=True)}
+        self.batch = dict(zip(ids, batch, strict=True))
         return [i if self.node_of[i] not in self.refused else None for i in ids]  # type: ignore[misc]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

@@ -52,7 +52,7 @@ def test_honest_update_passes_with_and_without_head() -> None:
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("wrong_round", {"report_round": 6}),
     ("unknown_unit", {"layout": None, "current": None}),
-    ("unexpected_unit", {"stage_units": range(0, 3)}),
+    ("unexpected_unit", {"stage_units": range(3)}),
     ("duplicate", {"seen_units": {4}}),
     ("no_examples", {"update": dataclasses.replace(UPDATE, examples=0)}),
     ("no_steps", {"update": dataclasses.replace(UPDATE, steps=0)}),

@@ -1,0 +1,17 @@
+"""What all tests of devices need: a garbage collector that does not walk through the libraries at every block."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_garbage_collection() -> Iterator[None]:
+    # As clients.process does: every memory measurement collects garbage first.
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

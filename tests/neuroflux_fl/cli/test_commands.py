@@ -1,0 +1,422 @@
+"""The three commands: JSON alone on standard output, a user's mistake as one line and an exit code of its kind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from neuroflux_fl import __version__, activation_cache
+from neuroflux_fl.cli import profiles
+from neuroflux_fl.cli.main import main
+from neuroflux_fl.exits import load_exit
+from neuroflux_fl.profiling import profile_network
+from neuroflux_fl.sizes import format_bytes
+
+SMALL_TRAIN = ["--width", "0.05", "--train-limit", "120", "--test-limit", "40", "--epochs", "1", "--views", "1"]
+SMALL_FLEET = [
+    *("--width", "0.05", "--train-limit", "120", "--test-limit", "40", "--partition", "iid", "--threads", "1"),
+    *("--local-epochs", "1", "--set", "views=1"),
+]
+BLOCK_KEYS = {"first_unit", "last_unit", "windows", "batch_size", "learning_rate", "predicted_peak_bytes"}
+EXIT_KEYS = {"unit", "validation_accuracy", "test_accuracy", "parameters"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command gave."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["neuroflux-fl", *arguments])
+        threads = torch.get_num_threads()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            torch.set_num_threads(threads)
+        text = capsys.readouterr()
+        code = ended.value.code
+        assert code is None or isinstance(code, int)
+        return Outcome(code or 0, text.out, text.err)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing is tested elsewhere; here each network is traced once for all tests."""
+    monkeypatch.setattr(profiles, "profile_network", trace_once)
+
+
+def trace_once(network: Any, *, speed: Any, reach: int = 1, optimizer: Any = None) -> Any:
+    key = (network.chain.name, network.chain.output_shapes, network.chain.classes, network.norm, reach)
+    if (key, network.head_settings) not in _traced:
+        _traced[key, network.head_settings] = profile_network(network, speed=speed, reach=reach, optimizer=optimizer)
+    return _traced[key, network.head_settings]
+
+
+_traced: dict[Any, Any] = {}
+
+
+def test_plan_as_json(command: Command) -> None:
+    result = command("plan", "--model", "vgg11", "--width", "0.05", "--image", "1x32x32", "--budget", "3MiB", "--json")
+
+    plan = result.json
+    assert (result.code, result.err) == (0, "")
+    assert (plan["model"], plan["budget_bytes"]) == ("vgg11", 3 * 1024**2)
+    assert plan["minimum_budget_bytes"] < plan["backprop_minimum_bytes"] <= 3 * 1024**2
+    assert [set(unit) for unit in plan["units"]] == [
+        {"index", "name", "fixed_bytes", "bytes_per_sample", "head_filters"}
+    ] * 8
+    assert [unit["index"] for unit in plan["units"]] == list(range(8))
+    for block in plan["blocks"]:
+        assert set(block) >= BLOCK_KEYS
+        assert block["predicted_peak_bytes"] <= 3 * 1024**2
+        assert block["windows"][0][0] == block["first_unit"]
+        assert block["windows"][-1][1] == block["last_unit"]
+    trained = {unit for block in plan["blocks"] for unit in range(block["first_unit"], block["last_unit"] + 1)}
+    assert trained | set(plan["untrained_units"]) == set(range(8))
+
+
+def test_named_minimum_budget_is_enough_and_no_more_than_needed(command: Command) -> None:
+    options = ["plan", "--model", "vgg11", "--width", "0.05", "--image", "1x32x32", "--json"]
+    smallest = command(*options).json["minimum_budget_bytes"]
+
+    enough = command(*options, "--budget", str(smallest)).json
+    too_small = command(*options, "--budget", str(smallest - 1)).json
+
+    assert 0 not in enough["untrained_units"]
+    assert 0 in too_small["untrained_units"]
+
+
+def test_plan_for_people(command: Command) -> None:
+    options = ["plan", "--model", "vgg11", "--width", "0.05", "--image", "1x32x32", "--method", "backprop"]
+    figures = command(*options, "--json").json
+
+    result = command(*options)
+
+    text = " ".join(result.out.split())
+    assert result.code == 0
+    assert "Blocks under 64.0 MiB" in text
+    assert "0-7" in text
+    assert f"trains the first unit: {format_bytes(figures['minimum_budget_bytes'])};" in text
+    assert f"backpropagation: {format_bytes(figures['backprop_minimum_bytes'])}." in text
+
+
+def test_train_as_json_and_as_files(command: Command, tmp_path: Path) -> None:
+    result = command("train", *SMALL_TRAIN, "--budget", "3MiB", "--out", str(tmp_path / "out"), "--json")
+
+    summary = result.json
+    assert (result.code, result.err) == (0, "")
+    assert all(set(block) > BLOCK_KEYS | {"measured_peak_bytes"} for block in summary["blocks"])
+    assert all(block["measured_peak_bytes"] > 0 for block in summary["blocks"])
+    assert [set(row) for row in summary["exits"]] == [EXIT_KEYS] * 8
+    assert summary["chosen_exit"] in summary["exits"]
+    parameters = [row["parameters"] for row in summary["exits"]]
+    assert len(set(parameters)) == 8
+    assert {"profile", "train", "cache", "evaluate"} <= set(summary["seconds"])
+    assert sum(summary["seconds"].values()) <= summary["total_seconds"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["exit", "run.json"]
+    assert json.loads((tmp_path / "out" / "run.json").read_text()) == summary
+    model = load_exit(tmp_path / "out" / "exit")
+    assert sum(parameter.numel() for parameter in model.parameters()) == summary["chosen_exit"]["parameters"]
+    assert model.description["test_accuracy"] == summary["chosen_exit"]["test_accuracy"]
+
+
+def test_train_with_backpropagation(command: Command) -> None:
+    summary = command("train", *SMALL_TRAIN, "--method", "backprop", "--json").json
+
+    (block,) = summary["blocks"]
+    assert (block["first_unit"], block["last_unit"], block["windows"]) == (0, 7, [[0, 7]])
+    assert [row["unit"] for row in summary["exits"]] == [7]
+    assert summary["chosen_exit"]["unit"] == 7
+
+
+def test_training_is_a_function_of_the_seed(command: Command) -> None:
+    first, again, other = (
+        command("train", *SMALL_TRAIN, "--planner", "threshold", "--seed", seed, "--json").json["exits"]
+        for seed in ("1", "1", "2")
+    )
+
+    assert first == again
+    assert first != other
+
+
+def test_full_quota_is_told_and_training_goes_on(command: Command) -> None:
+    result = command("train", *SMALL_TRAIN, "--budget", "3MiB", "--cache-quota", "1KiB")
+
+    assert result.code == 0
+    assert "Cache not used everywhere: quota of 1024 bytes is too small" in " ".join(result.out.split())
+    assert "(chosen)" in result.out
+
+
+def test_full_disk_is_told_and_training_goes_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(activation_cache, "_as_stored", full)
+
+    summary = command("train", *SMALL_TRAIN, "--budget", "3MiB", "--json").json
+
+    assert summary["cache"]["written_bytes"] == 0
+    assert all("No space left on device" in reason for reason in summary["cache"]["refusals"])
+    assert summary["cache"]["refusals"]
+    assert len(summary["exits"]) == 8
+
+
+def test_simulate_as_json_and_as_files(command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    port = free_port()
+
+    result = command(
+        "simulate", *SMALL_FLEET, "--devices", "2", "--rounds", "2", "--budgets", "2MiB,64MiB", "--out", str(out),
+        "--metrics-port", str(port), "--json",
+    )  # fmt: skip
+
+    summary = result.json
+    assert result.code == 0
+    assert [line.split(":")[0] for line in result.err.splitlines()] == ["round 1/2", "round 2/2"]
+    assert [row["budget_bytes"] for row in summary["devices"]] == [2 * 1024**2, 64 * 1024**2]
+    assert summary["devices"][0]["blocks"] != summary["devices"][1]["blocks"]
+    assert [set(row) for row in summary["exits"]] == [EXIT_KEYS] * len(summary["exits"])
+    assert {"exit", "fleet.safetensors", "rounds.jsonl", "run.json"} <= {path.name for path in out.iterdir()}
+    assert json.loads((out / "run.json").read_text()) == summary
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
+
+
+def test_simulate_for_people(command: Command) -> None:
+    result = command("simulate", *SMALL_FLEET, "--devices", "2", "--rounds", "1", "--set", "stage-units=2")
+
+    assert result.code == 0
+    for title in ("Devices", "Rounds", "Exits of the final model", "device-seconds"):
+        assert title in result.out
+
+
+def test_dry_run_shows_plans_and_trains_nothing(command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["simulate", *SMALL_FLEET, "--devices", "3", "--budgets", "2MiB,1MiB", "--out", str(out), "--dry-run"]
+
+    table, result = command(*options), command(*options, "--json")
+
+    assert "Plans" in table.out
+    rows = result.json["devices"]
+    assert [row["device"] for row in rows] == [0, 1, 2]
+    assert rows[0]["blocks"]
+    assert (rows[1]["blocks"], rows[1]["untrained_units"]) == ([], list(range(8)))
+    assert "Raise the budget" in rows[1]["note"]
+    assert not out.exists()
+
+
+def test_settings_come_from_file_then_set_then_flags(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("seed = 1\nrho = 0.1\nalpha = 9.0\npoll-seconds = 2.0\n")
+
+    result = command(
+        "simulate", *SMALL_FLEET, "--devices", "2", "--config", str(path), "--set", "rho=0.2", "--set", "alpha=8.0",
+        "--set", "budgets=2MiB", "--alpha", "7", "--dry-run", "--json",
+    )  # fmt: skip
+
+    config = result.json["config"]
+    assert (config["seed"], config["rho"], config["alpha"], config["poll-seconds"]) == (1, 0.2, 7.0, 2.0)
+    assert config["budgets"] == "2MiB"
+
+
+def empty_folder(folder: Path) -> list[str]:
+    (folder / "data").mkdir()
+    return ["--data", str(folder / "data")]
+
+
+def corrupt_parquet(folder: Path) -> list[str]:
+    options = empty_folder(folder)
+    for split in ("train", "test"):
+        (folder / "data" / f"{split}-0.parquet").write_bytes(b"PAR1 garbage PAR1")
+    return options
+
+
+def class_without_images(folder: Path) -> list[str]:
+    from PIL import Image
+
+    options = empty_folder(folder)
+    for name in ("cat", "dog"):
+        (folder / "data" / name).mkdir()
+    for index in range(5):
+        image = Image.fromarray(np.full((8, 8), index, np.uint8))
+        image.save(folder / "data" / "cat" / f"{index}.png")
+    return options
+
+
+def out_is_a_file(folder: Path) -> list[str]:
+    (folder / "file").write_text("")
+    return ["--out", str(folder / "file")]
+
+
+def unknown_key_in_file(folder: Path) -> list[str]:
+    (folder / "run.toml").write_text("num-server-round = 3\n")
+    return ["--config", str(folder / "run.toml")]
+
+
+def nothing(folder: Path) -> list[str]:
+    return []
+
+
+PLAN = "plan --model vgg11 --width 0.05 --image 1x32x32"
+TRAIN = "train " + " ".join(SMALL_TRAIN)
+FLEET = "simulate --devices 2 --rounds 1 " + " ".join(SMALL_FLEET)
+MISTAKES: list[tuple[str, int, str, Callable[[Path], list[str]]]] = [
+    (f"{PLAN} --budget 100KiB", 5, "Raise the budget to 2MiB", nothing),
+    (f"{PLAN} --budget 100KiB --method backprop", 5, "too small for backpropagation", nothing),
+    (f"{PLAN} --budget lots", 2, "Size 'lots' is not a number of bytes", nothing),
+    (f"{PLAN} --budget -5MiB", 2, "Size '-5MiB' is not a number of bytes", nothing),
+    (f"{PLAN} --method magic", 2, "choose neuroflux or backprop", nothing),
+    (f"{PLAN} --profile magic", 2, "choose traced or measured", nothing),
+    (f"{PLAN} --maximum-batch 0", 2, "Batch sizes 2 to 0", nothing),
+    ("plan --model vgg99", 2, "vgg99", nothing),
+    ("plan --image 3x32", 2, "write for example 3x32x32", nothing),
+    ("plan --image 0x32x32", 2, "write for example 3x32x32", nothing),
+    (f"{TRAIN} --model vgg99", 2, "vgg99", nothing),
+    (f"{TRAIN} --budget 100KiB", 5, "Raise the budget to 2MiB", nothing),
+    (f"{TRAIN} --epochs 0", 2, "Epochs 0 is too small", nothing),
+    (f"{TRAIN} --tolerance 2", 2, "Tolerance 2.0 is not allowed", nothing),
+    (f"{TRAIN} --validation-fraction 1", 2, "Validation fraction 1.0", nothing),
+    (f"{TRAIN} --maximum-batch -3", 2, "Maximum batch -3 is too small", nothing),
+    (f"{TRAIN} --threads -1", 2, "Threads -1 is not allowed", nothing),
+    (f"{TRAIN} --train-limit 1", 4, "leaves 1 images to train on", nothing),
+    (f"{TRAIN} --cache-precision float64", 2, "Cache precision 'float64'", nothing),
+    (f"{TRAIN} --seed -1", 2, "-1", nothing),
+    (TRAIN, 4, "has no class folders", empty_folder),
+    (TRAIN, 4, "is not a readable Parquet file", corrupt_parquet),
+    (TRAIN, 4, "has no PNG or JPEG pictures", class_without_images),
+    (f"{TRAIN} --data cifar11", 4, "Did you mean 'cifar10'", nothing),
+    (TRAIN, 6, "Choose another with --out", out_is_a_file),
+    (FLEET, 4, "has no class folders", empty_folder),
+    (FLEET, 4, "is not a readable Parquet file", corrupt_parquet),
+    (FLEET, 4, "has no PNG or JPEG pictures", class_without_images),
+    (FLEET, 6, "Choose another with --out", out_is_a_file),
+    (FLEET, 3, "Did you mean 'num-server-rounds'", unknown_key_in_file),
+    (f"{FLEET} --config missing.toml", 3, "missing.toml cannot be read", nothing),
+    (f"{FLEET} --set nope=1", 3, "Configuration key 'nope' is unknown", nothing),
+    (f"{FLEET} --set seed", 3, "write --set key=value", nothing),
+    (f"{FLEET} --set cache-precision=float64", 3, "choose one of float16, float32", nothing),
+    (f"{FLEET} --alpha -1", 3, "alpha is -1.0", nothing),
+    (f"{FLEET} --rounds 0", 3, "num-server-rounds is 0", nothing),
+    (f"{FLEET} --partition shards --set require-all-classes=true", 4, "has no image of class", nothing),
+    (f"{FLEET} --devices 100", 4, "too few for 100 devices", nothing),
+    (f"{FLEET} --devices 0", 2, "at least 1 device", nothing),
+    (f"{FLEET} --workers -1", 2, "must not be negative", nothing),
+    (f"{FLEET} --budgets lots", 2, "Size 'lots' is not a number of bytes", nothing),
+    (f"{FLEET} --budgets 1MiB", 7, "None of 2 devices has the memory", nothing),
+    (f"{FLEET} --budgets 1MiB --method backprop-fitting", 7, "memory for backpropagation", nothing),
+    (f"{FLEET} --metrics-port 70000", 2, "Metrics port 70000 cannot be opened", nothing),
+    (f"{FLEET} --model vgg99", 2, "vgg99", nothing),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "message", "prepare"), MISTAKES)
+def test_mistake_is_one_line_and_leaves_nothing(
+    command: Command, tmp_path: Path, line: str, code: int, message: str, prepare: Callable[[Path], list[str]]
+) -> None:
+    out = tmp_path / "out"
+    writes = [] if line.startswith("plan") else ["--out", str(out)]
+
+    result = command(*line.split(), *writes, *prepare(tmp_path))
+
+    assert result.err.startswith("Error: ")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert (result.code, result.out) == (code, "")
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_resume_needs_a_folder(command: Command) -> None:
+    result = command(*FLEET.split(), "--resume")
+
+    assert (result.code, result.err) == (
+        2,
+        "Error: --resume needs --out: the folder of the run that was interrupted.\n",
+    )
+
+
+def test_port_in_use_is_told_before_training(command: Command, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        result = command(*FLEET.split(), "--metrics-port", str(port), "--out", str(tmp_path / "out"))
+
+    expected = f"Error: Metrics port {port} cannot be opened: Address already in use. Choose a free port.\n"
+    assert (result.code, result.out, result.err) == (2, "", expected)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_option_is_no_traceback(command: Command) -> None:
+    result = command("train", "--nope")
+
+    assert result.code == 2
+    assert "--nope" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_version_and_help(command: Command) -> None:
+    assert command("--version").out == f"{__version__}\n"
+    for name in ("plan", "train", "simulate"):
+        assert "Example:" in command(name, "--help").out
+
+
+def test_interrupt_has_its_own_code(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("neuroflux_fl.data.load_data", interrupt)
+
+    result = command("train", *SMALL_TRAIN)
+
+    assert (result.code, result.err) == (130, "Error: Interrupted.\n")
+
+
+@pytest.mark.slow
+def test_installed_command_has_the_same_manners(tmp_path: Path) -> None:
+    path = Path(sys.executable).parent / "neuroflux-fl"
+
+    ended = subprocess.run(
+        [path, "train", "--data", str(tmp_path / "missing")], capture_output=True, text=True, timeout=100, check=False
+    )
+
+    assert ended.returncode == 4
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("Error: Data ")
+    assert ended.stderr.count("\n") == 1
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
