@@ -55,7 +55,7 @@ def _simulate(options: argparse.Namespace, arm: list[str]) -> Any:
             "--rounds", str(options.rounds), "--local-epochs", str(options.local_epochs),
             "--train-limit", str(options.train_limit), "--test-limit", str(options.test_limit),
             "--set", f"stage-units={options.stage_units}", "--set", f"patience={options.rounds}",
-            "--set", "min-improvement=0", "--threads", str(options.threads), *arm,
+            "--set", "min-improvement=0", "--workers", "0", "--threads", str(options.threads), *arm,
         ]  # fmt: skip
         done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
         if done.returncode:
@@ -111,7 +111,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--budgets", default="48MiB,64MiB,96MiB,128MiB,192MiB,256MiB,320MiB,384MiB")
     parser.add_argument("--alpha", type=float, default=0.3)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--local-epochs", type=int, default=2)
     parser.add_argument("--stage-units", type=int, default=4)
     parser.add_argument("--train-limit", type=int, default=2000)

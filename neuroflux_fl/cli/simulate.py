@@ -55,7 +55,9 @@ def simulate(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any run setting as key=value; may be given several times.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Worker processes; 0 runs all devices in this process.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes; 0 runs all devices in this process. Default: one a core.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch in each process; 0 divides the cores.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for run.json, rounds.jsonl and the exit.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
@@ -81,6 +83,9 @@ def simulate(
     }  # fmt: skip
     if devices < 1:
         raise UsageError(f"Devices {devices} is too small: a fleet has at least 1 device.")
+    if workers is None:
+        cores = os.cpu_count() or 1
+        workers = min(cores, devices) if cores > 1 and devices > 1 else 0
     if workers < 0 or threads < 0:
         raise UsageError(f"Workers {workers} and threads {threads} must not be negative.")
     run_config = _configure(flags, config, set_ or [])

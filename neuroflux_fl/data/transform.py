@@ -33,9 +33,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return images.to(torch.float32).div_(255).sub_(centre).div_(spread)
 
 
-def draw_crops(
-    count: int, seed: Sequence[int], *, padding: int = 4, horizontal_flip: bool
-) -> tuple[Tensor, Tensor]:
+def draw_crops(count: int, seed: Sequence[int], *, padding: int = 4, horizontal_flip: bool) -> tuple[Tensor, Tensor]:
     """Draw a crop and a flip for each of ``count`` images: a function of the seed, so that a view can be made again.
 
     Returns:

@@ -28,7 +28,7 @@ from neuroflux_fl.sizes import format_bytes
 SMALL_TRAIN = ["--width", "0.05", "--train-limit", "120", "--test-limit", "40", "--epochs", "1", "--views", "1"]
 SMALL_FLEET = [
     *("--width", "0.05", "--train-limit", "120", "--test-limit", "40", "--partition", "iid", "--threads", "1"),
-    *("--local-epochs", "1", "--set", "views=1"),
+    *("--local-epochs", "1", "--set", "views=1", "--workers", "0"),
 ]
 BLOCK_KEYS = {"first_unit", "last_unit", "windows", "batch_size", "learning_rate", "predicted_peak_bytes"}
 EXIT_KEYS = {"unit", "validation_accuracy", "test_accuracy", "parameters"}
