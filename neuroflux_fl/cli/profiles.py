@@ -21,14 +21,15 @@ def make_profile(
     device: torch.device,
     optimizer: OptimizerSettings | None = None,
 ) -> NetworkProfile:
-    """Profile every window that the planner may use.
+    """Profile every window that the planner may use; under a budget, make the allocator keep to it first.
 
     Raises:
         UsageError: an unknown mode.
     """
     if mode not in ("traced", "measured"):
         raise UsageError(f"Profile {mode!r} is unknown: choose traced or measured.")
-    return_freed_memory_at_once()
+    if budget_bytes is not None:
+        return_freed_memory_at_once()
     warm_up_kernels()
     traced = profile_network(network, speed=measure_speed(device), reach=settings.reach, optimizer=optimizer)
     if mode == "traced":

@@ -6,6 +6,9 @@ import gc
 from collections.abc import Iterator
 
 import pytest
+from flwr.clientapp import ClientApp
+
+from server.grid import InProcessGrid
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -15,3 +18,10 @@ def _quick_garbage_collection() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _task_identity() -> None:
+    # Flower's Message(...) needs an identity; a grid sets one, but tests make messages before they make grids.
+    with InProcessGrid(ClientApp(), {}, {}):
+        pass
