@@ -55,7 +55,8 @@ def _simulate(options: argparse.Namespace, arm: list[str]) -> Any:
             "--rounds", str(options.rounds), "--local-epochs", str(options.local_epochs),
             "--train-limit", str(options.train_limit), "--test-limit", str(options.test_limit),
             "--set", f"stage-units={options.stage_units}", "--set", f"patience={options.rounds}",
-            "--set", "min-improvement=0", "--workers", "0", "--threads", str(options.threads), *arm,
+            "--set", "min-improvement=0", "--set", f"learning-rate={options.learning_rate}",
+            "--workers", "0", "--threads", str(options.threads), *arm,
         ]  # fmt: skip
         done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
         if done.returncode:
@@ -114,6 +115,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--local-epochs", type=int, default=2)
     parser.add_argument("--stage-units", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=0.1, help="at batch 64")
     parser.add_argument("--train-limit", type=int, default=2000)
     parser.add_argument("--test-limit", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 takes every core")

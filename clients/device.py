@@ -54,12 +54,13 @@ def machine_speed(device: torch.device) -> MachineSpeed:
 
 def run_profile(config: RunConfig, device: torch.device) -> NetworkProfile:
     """Traced once in each process."""
-    return _profile(run_network(config, run_data(config)), config.reach, config.train_settings().optimizer, device)
+    speed = machine_speed(device) if config.measure_speed else MachineSpeed()
+    return _profile(run_network(config, run_data(config)), config.reach, config.train_settings().optimizer, speed)
 
 
 @lru_cache(maxsize=4)
-def _profile(network: LocalNetwork, reach: int, optimizer: OptimizerSettings, device: torch.device) -> NetworkProfile:
-    return profile_network(network, speed=machine_speed(device), reach=reach, optimizer=optimizer)
+def _profile(network: LocalNetwork, reach: int, optimizer: OptimizerSettings, speed: MachineSpeed) -> NetworkProfile:
+    return profile_network(network, speed=speed, reach=reach, optimizer=optimizer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,8 @@ class RunConfig:
     """Units that one gradient passes through, at most."""
     rho: float = 0.4
     """Threshold planner: how far batch sizes of merged units may differ."""
+    measure_speed: bool = False
+    """Devices plan with their own measured speed; off, plans are a function of the configuration alone."""
     maximum_batch: int = 64
     """Largest batch size of any block."""
     learning_rate: float = 0.1

@@ -45,6 +45,7 @@ class DeviceRecord:
     bytes_up: int = 0
     bytes_down: int = 0
     samples: int = 0
+    """Samples processed, passes counted: one that goes through several blocks counts once."""
     train_seconds: float = 0.0
     device_seconds: float = 0.0
     """All that the device spent: profile, train, cache, evaluate."""
@@ -59,8 +60,8 @@ class DeviceRecord:
         self.last_report = report
         seconds = report.seconds
         self.device_seconds += seconds.profile + seconds.train + seconds.cache + seconds.evaluate
+        self.samples += max((block.samples for block in report.blocks), default=0)
         for block in report.blocks:
-            self.samples += block.samples
             self.train_seconds += block.seconds
             self.predicted_peak_bytes = max(self.predicted_peak_bytes, block.predicted_peak_bytes)
             self.measured_peak_bytes = max(self.measured_peak_bytes, block.measured_peak_bytes)
