@@ -60,6 +60,21 @@ def percent_cell(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def print_exits(summary: dict[str, Any]) -> None:
+    """The table of a summary's ``exits``, with the one that was chosen marked."""
+    table = make_table("Exits", ["unit", "validation", "test", "parameters"])
+    chosen = summary["chosen_exit"]
+    for row in summary["exits"]:
+        mark = " (chosen)" if chosen is not None and row["unit"] == chosen["unit"] else ""
+        table.add_row(
+            f"{row['unit']}{mark}",
+            percent_cell(row["validation_accuracy"]),
+            percent_cell(row["test_accuracy"]),
+            f"{row['parameters']:,}",
+        )
+    result_console.print(table)
+
+
 def parse_budget(text: str | None) -> int | None:
     """``--budget``: a size, or ``none`` for no limit."""
     return None if text is None or text.lower() == "none" else parse_bytes(text)

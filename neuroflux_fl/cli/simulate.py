@@ -15,6 +15,7 @@ from neuroflux_fl.cli.output import (
     make_progress,
     make_table,
     percent_cell,
+    print_exits,
     print_json,
     progress_console,
     result_console,
@@ -314,17 +315,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             size_cell(record["bytes_down"]),
         )
     result_console.print(rounds)
-    exits = make_table("Exits of the final model", ["unit", "validation", "test", "parameters"])
-    chosen = summary["chosen_exit"]
-    for row in summary["exits"]:
-        mark = " (chosen)" if chosen is not None and row["unit"] == chosen["unit"] else ""
-        exits.add_row(
-            f"{row['unit']}{mark}",
-            percent_cell(row["validation_accuracy"]),
-            percent_cell(row["test_accuracy"]),
-            f"{row['parameters']:,}",
-        )
-    result_console.print(exits)
+    print_exits(summary)
     result_console.print(
         f"{summary['seconds']:.1f} s, {summary['device_seconds']:.1f} device-seconds, "
         f"{size_cell(summary['bytes_up'])} up, {size_cell(summary['bytes_down'])} down."

@@ -11,9 +11,9 @@ import typer
 
 from neuroflux_fl.cli.output import (
     make_progress,
-    make_table,
     parse_budget,
     percent_cell,
+    print_exits,
     print_json,
     result_console,
     size_cell,
@@ -237,16 +237,7 @@ def _save(out: Path, trainer: DeviceTrainer, summary: dict[str, Any], *, width: 
 
 def _print(summary: dict[str, Any]) -> None:
     print_blocks(summary)
-    table = make_table("Exits", ["unit", "validation", "test", "parameters"])
-    for row in summary["exits"]:
-        mark = " (chosen)" if row["unit"] == summary["chosen_exit"]["unit"] else ""
-        table.add_row(
-            f"{row['unit']}{mark}",
-            percent_cell(row["validation_accuracy"]),
-            percent_cell(row["test_accuracy"]),
-            f"{row['parameters']:,}",
-        )
-    result_console.print(table)
+    print_exits(summary)
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in summary["seconds"].items())
     cache = summary["cache"]
     result_console.print(f"Time: {seconds}. Cache: {size_cell(cache['written_bytes'])} written.")
