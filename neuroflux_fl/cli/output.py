@@ -62,7 +62,7 @@ def percent_cell(value: float | None) -> str:
 
 def print_exits(summary: dict[str, Any]) -> None:
     """The table of a summary's ``exits``, with the one that was chosen marked."""
-    table = make_table("Exits", ["unit", "validation", "test", "parameters"])
+    table = make_table("Exits of the final model", ["unit", "validation", "test", "parameters"])
     chosen = summary["chosen_exit"]
     for row in summary["exits"]:
         mark = " (chosen)" if chosen is not None and row["unit"] == chosen["unit"] else ""
