@@ -205,7 +205,9 @@ def _run_grid(
             report(record, devices)
             progress.update(task, completed=record.round, description=_describe(record))
             if not progress_console.is_terminal:
-                progress_console.print(f"round {record.round}/{config.num_server_rounds}: {_describe(record)}")
+                progress_console.print(
+                    f"round {record.round}/{config.num_server_rounds}: {_describe(record)}", soft_wrap=True
+                )
 
         return execute_run(grid, config, observer=observe, resume=resume)
 
