@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from neuroflux_fl.device_memory import return_freed_memory_at_once, warm_up_kernels
@@ -9,8 +11,9 @@ from neuroflux_fl.errors import UsageError
 from neuroflux_fl.local_network import LocalNetwork
 from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.machine_speed import measure_speed
+from neuroflux_fl.plan import Window
 from neuroflux_fl.planning import PlannerSettings
-from neuroflux_fl.profiling import NetworkProfile, measure_profile, profile_network
+from neuroflux_fl.profiling import NetworkProfile, measure_profile, profile_network, trace_window
 
 
 def make_profile(
@@ -19,19 +22,27 @@ def make_profile(
     budget_bytes: int | None,
     mode: str,
     device: torch.device,
-    optimizer: OptimizerSettings | None = None,
+    *,
+    depth: int = 0,
 ) -> NetworkProfile:
     """Profile every window that the planner may use; under a budget, make the allocator keep to it first.
 
+    With a ``depth`` the network counts as whole after that many units: backpropagation then ends at that exit's head.
+
     Raises:
-        UsageError: an unknown mode.
+        UsageError: an unknown mode, or a depth beyond the network.
     """
     if mode not in ("traced", "measured"):
         raise UsageError(f"Profile {mode!r} is unknown: choose traced or measured.")
     if budget_bytes is not None:
         return_freed_memory_at_once()
     warm_up_kernels()
-    traced = profile_network(network, speed=measure_speed(device), reach=settings.reach, optimizer=optimizer)
+    if depth > len(network):
+        raise UsageError(f"Depth {depth} is beyond the network's {len(network)} units: give at most that many.")
+    traced = profile_network(network, speed=measure_speed(device), reach=settings.reach)
+    if depth:
+        whole = trace_window(network, Window(first_unit=0, last_unit=depth - 1), OptimizerSettings())
+        traced = replace(traced, windows={**traced.windows, whole.window: whole}, whole=whole)
     if mode == "traced":
         return traced
     return measure_profile(
@@ -42,5 +53,4 @@ def make_profile(
         maximum_batch=settings.maximum_batch,
         minimum_batch=settings.minimum_batch,
         device=device,
-        optimizer=optimizer,
     )

@@ -35,6 +35,10 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the data for each block, at most.")] = 8,
     out: Annotated[Path | None, typer.Option(help="Folder for the exit and run.json.")] = None,
     method: Annotated[str, typer.Option(help="neuroflux, or backprop as the baseline.")] = "neuroflux",
+    depth: Annotated[
+        int,
+        typer.Option(help="With --method backprop: train only this many units, up to that exit; 0 is all."),
+    ] = 0,
     width: Annotated[float, typer.Option(help="Factor on the channels of a VGG.")] = 1.0,
     norm: Annotated[str, typer.Option(help="batch or group.")] = "batch",
     head: Annotated[str, typer.Option(help="Kind of the auxiliary heads: conv or pooled.")] = "conv",
@@ -88,6 +92,10 @@ def train(
         raise UsageError(f"Tolerance {tolerance} is not allowed: give a share of accuracy from 0 to 1.")
     if threads < 0:
         raise UsageError(f"Threads {threads} is not allowed: give 1 or more, or 0 to leave them alone.")
+    if depth < 0 or (depth and method != "backprop"):
+        raise UsageError(
+            f"Depth {depth} with method {method!r} is not allowed: give 1 or more, with --method backprop."
+        )
     smallest = 1 if norm == "group" else 2
     if maximum_batch < smallest:
         raise UsageError(f"Maximum batch {maximum_batch} is too small: norm {norm!r} needs at least {smallest}.")
@@ -120,7 +128,7 @@ def train(
         views=views,
     )
     profiling = time.perf_counter()
-    made = make_profile(network, settings, budget_bytes, profile, torch.device("cpu"))
+    made = make_profile(network, settings, budget_bytes, profile, torch.device("cpu"), depth=depth)
     plan = method_plan(made, budget_bytes, settings, method)
     profile_seconds = time.perf_counter() - profiling
     with tempfile.TemporaryDirectory(prefix="neuroflux-train-", dir=out) as folder:

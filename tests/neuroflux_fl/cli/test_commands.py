@@ -158,6 +158,27 @@ def test_train_with_backpropagation(command: Command) -> None:
     assert summary["chosen_exit"]["unit"] == 7
 
 
+def test_backpropagation_at_the_depth_of_an_exit(command: Command) -> None:
+    shallow = command("train", *SMALL_TRAIN, "--method", "backprop", "--depth", "3", "--json").json
+    blocks = command("train", *SMALL_TRAIN, "--json").json
+
+    assert [(block["first_unit"], block["last_unit"]) for block in shallow["blocks"]] == [(0, 2)]
+    (row,) = shallow["exits"]
+    (same,) = [other for other in blocks["exits"] if other["unit"] == 2]
+    assert (row["unit"], row["parameters"]) == (2, same["parameters"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--depth", "3"], "give 1 or more, with --method backprop"), (["--method", "backprop", "--depth", "9"], "8 units")],
+)
+def test_depth_out_of_place_is_refused(command: Command, options: list[str], words: str) -> None:
+    result = command("train", *SMALL_TRAIN, *options)
+
+    assert (result.code, result.out) == (2, "")
+    assert words in result.err
+
+
 def test_training_is_a_function_of_the_seed(command: Command) -> None:
     first, again, other = (
         command("train", *SMALL_TRAIN, "--planner", "threshold", "--seed", seed, "--json").json["exits"]
