@@ -170,7 +170,10 @@ def test_backpropagation_at_the_depth_of_an_exit(command: Command) -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(["--depth", "3"], "give 1 or more, with --method backprop"), (["--method", "backprop", "--depth", "9"], "8 units")],
+    [
+        (["--depth", "3"], "give 1 or more, with --method backprop"),
+        (["--method", "backprop", "--depth", "9"], "8 units"),
+    ],
 )
 def test_depth_out_of_place_is_refused(command: Command, options: list[str], words: str) -> None:
     result = command("train", *SMALL_TRAIN, *options)
