@@ -27,7 +27,7 @@ from neuroflux_fl.planning import plan_backpropagation, plan_units
 from neuroflux_fl.profiling import NetworkProfile, profile_network
 from neuroflux_fl.run_config import RunConfig
 from neuroflux_fl.sizes import parse_bytes
-from neuroflux_fl.unit_store import EMPTY_PREFIX, UnitStore
+from neuroflux_fl.unit_store import UnitStore
 from neuroflux_fl.wire import (
     BlockReport,
     Capabilities,
@@ -139,6 +139,7 @@ class Device:
             seconds=Seconds(**trainer.stopwatch.seconds),
             cache_hits=trainer.cache.hits,
             cache_bytes=trainer.cache.written_bytes,
+            cache_refusals=len(trainer.cache.refusals),
             prefix_version=task.prefix_version,
             deadline_reached=result.deadline_reached,
         )
@@ -212,7 +213,7 @@ class Device:
                 raise WireError(f"Task for units {first_unit} to {last_unit} came without the array of unit {unit}.")
         if first_unit and any(not trainer.store.holds(unit) for unit in range(first_unit)):
             raise WireError(f"Prefix of {first_unit} units is not on this device: send it with the task.")
-        held = trainer.store.prefix_version(first_unit) if first_unit else EMPTY_PREFIX
+        held = trainer.store.prefix_version(first_unit)
         if held != prefix_version:
             raise WireError(f"Prefix of {first_unit} units is at another version on this device: send it again.")
 

@@ -28,8 +28,9 @@ class TrainSettings:
     """How long and how each block is trained."""
 
     epochs: int = 8
-    patience: int = 3
-    """Epochs without a better validation accuracy of the block's last exit, after which the block is done."""
+    patience: int | None = 3
+    """Epochs without a better validation accuracy of the block's last exit, after which the block is done. None trains
+    all epochs and spends no time on scores between them."""
     minimum_improvement: float = 0.001
     warmup_share: float = 0.1
     """Share of all steps in which the learning rate rises from near zero."""
@@ -42,7 +43,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name, value in (("Epochs", self.epochs), ("Patience", self.patience), ("Views", self.views)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise UsageError(f"{name} {value} is too small: give at least 1.")
         if not 0 <= self.warmup_share < 1 or not 0 <= self.final_rate_share <= 1:
             raise UsageError(
@@ -69,9 +70,9 @@ class BlockResult:
     """Mean loss of the last window over the last epoch."""
     epochs: int
     validation: dict[int, Score]
-    """By unit: the exit at each window's end, after training."""
+    """By unit: the exit at each window's end, after training; empty without patience."""
     finished: bool
-    """False where the deadline came first."""
+    """False where the deadline came first, or where there are too few samples for one batch."""
 
 
 def train_block(
@@ -99,7 +100,7 @@ def train_block(
         block: windows, batch size and learning rate.
         inputs: activations at ``block.first_unit``; each epoch reads another view.
         settings: epochs, early stopping, learning-rate schedule.
-        validation: activations of validation data at the same cut, for early stopping.
+        validation: activations of validation data at the same cut, for early stopping; not read without patience.
         device: where to train.
         base_learning_rate: the rate at which a step counts as one effective step.
         learning_rate_scale: factor on the block's rate, given by the server's schedule.
@@ -131,7 +132,7 @@ def train_block(
         if not finished:
             break
         last = None
-        if validation is not None and len(validation.labels):
+        if settings.patience is not None and validation is not None and len(validation.labels):
             with stopwatch.running("evaluate"):
                 scores = score_windows(training.windows, validation, run.batch_size)
             last = scores[block.last_unit]
@@ -142,7 +143,7 @@ def train_block(
                 best, stale = last.accuracy, 0
             else:
                 stale += 1
-            if stale >= settings.patience:
+            if settings.patience is not None and stale >= settings.patience:
                 break
     if finished:
         with stopwatch.running("train"):

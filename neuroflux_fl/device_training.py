@@ -133,7 +133,9 @@ class DeviceTrainer:
             if deadline is not None and time.monotonic() > deadline:
                 return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=True)
             views = {epoch % settings.views for epoch in range(first_epoch, first_epoch + settings.epochs)}
-            inputs, validation, peak = self._advance(start, block.first_unit, keep=known, views=views)
+            inputs, validation, peak = self._advance(
+                start, block.first_unit, keep=known, views=views, scored=settings.patience is not None
+            )
             if peak is not None:
                 forward_peak = max(forward_peak or 0, peak)
             start = block.first_unit
@@ -152,7 +154,8 @@ class DeviceTrainer:
                 on_epoch=None if on_epoch is None else lambda *event, b=block: on_epoch(b, *event),
             )
             if not result.finished:
-                return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=True)
+                late = deadline is not None and time.monotonic() > deadline
+                return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=late)
             results.append(result)
         return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=False)
 
@@ -169,13 +172,13 @@ class DeviceTrainer:
         self.cache.keep_only([*self._train_flow.keys(cut), *self._validation_flow.keys(cut)] if cut else [])
 
     def _advance(
-        self, start: int, cut: int, *, keep: int, views: set[int]
-    ) -> tuple[SampleSource, SampleSource, int | None]:
+        self, start: int, cut: int, *, keep: int, views: set[int], scored: bool
+    ) -> tuple[SampleSource, SampleSource | None, int | None]:
         meter = PeakMeter(self.device)
         with self.stopwatch.running("cache"):
             meter.start()
             inputs = self._train_flow.source_at(cut, known=start, wanted=views)
-            validation = self._validation_flow.source_at(cut, known=start)
+            validation = self._validation_flow.source_at(cut, known=start) if scored else None
             if start not in (0, cut, keep):
                 self.cache.remove_all([*self._train_flow.keys(start), *self._validation_flow.keys(start)])
         return inputs, validation, meter.peak_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,11 +101,21 @@ def head_parameters(layout: PackLayout) -> int:
     return sum(int(np.prod(shape)) for _, shape in layout.head_parameters)
 
 
-def extend_version(version: str, unit: NDArray[np.float32]) -> str:
-    """Version of a prefix that is one unit longer: a hash chained over the packed arrays of its units."""
-    digest = hashlib.sha256(version.encode())
-    digest.update(np.ascontiguousarray(unit).view(np.uint8).data)
-    return digest.hexdigest()
+EMPTY_PREFIX = "images"
+"""Version of the prefix of no units: the images themselves."""
+
+
+def unit_digest(packed: NDArray[np.float32]) -> str:
+    """A hash of one packed unit, its head left out by the caller."""
+    return hashlib.sha256(np.ascontiguousarray(packed).view(np.uint8).data).hexdigest()
+
+
+def prefix_version(digests: Iterable[str]) -> str:
+    """Version of a prefix: a hash over its units' digests. Equal prefixes have equal versions."""
+    version = EMPTY_PREFIX
+    for digest in digests:
+        version = hashlib.sha256(f"{version} {digest}".encode()).hexdigest()
+    return version
 
 
 def _materialise(module: nn.Module) -> nn.Module:

@@ -77,10 +77,29 @@ DEVICE_OOM_RETRIES = Metric(
     labels=("device",),
     help="Batches halved after an out-of-memory error so far.",
 )
+DEVICE_CACHE_BYTES = Metric(
+    name="neuroflux_device_cache_written_bytes",
+    kind="gauge",
+    labels=("device",),
+    help="Activations that a device has written to its disk so far.",
+)
+DEVICE_CACHE_REFUSALS = Metric(
+    name="neuroflux_device_cache_refusals",
+    kind="gauge",
+    labels=("device",),
+    help="Activations that a device's quota or disk had no room for so far; they were computed anew.",
+)
+DEVICE_DEADLINES = Metric(
+    name="neuroflux_device_deadlines_reached",
+    kind="gauge",
+    labels=("device",),
+    help="Training tasks that the deadline cut short so far.",
+)
 
 CATALOGUE = (
     ROUND, STAGE, EXIT_ACCURACY, UNIT_CONTRIBUTORS, UPDATES_REJECTED, DEVICES_FAILED, DEVICES_MISSING, TRAFFIC_BYTES,
     ROUND_SECONDS, DEVICE_BUDGET_BYTES, DEVICE_PEAK_BYTES, DEVICE_THROUGHPUT, DEVICE_OOM_RETRIES,
+    DEVICE_CACHE_BYTES, DEVICE_CACHE_REFUSALS, DEVICE_DEADLINES,
 )  # fmt: skip
 
 

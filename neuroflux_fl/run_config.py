@@ -192,7 +192,7 @@ class RunConfig:
         """One round on one device: the rate falls from round to round, not within one."""
         return TrainSettings(
             epochs=self.local_epochs,
-            patience=self.local_epochs,
+            patience=None,
             warmup_share=0.0,
             final_rate_share=1.0,
             views=self.views,

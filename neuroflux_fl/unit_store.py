@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tokenize import TokenError
 
@@ -12,20 +12,22 @@ import torch
 from numpy.typing import NDArray
 
 from neuroflux_fl.errors import StorageError
-from neuroflux_fl.local_network import LocalNetwork, UnitWithHead, extend_version
+from neuroflux_fl.local_network import LocalNetwork, UnitWithHead, prefix_version, unit_digest
 
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, SyntaxError, TokenError, MemoryError)
 """What NumPy raises on damaged files."""
-EMPTY_PREFIX = "images"
-"""Version of the prefix of no units: the images themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitStore:
-    """A folder with ``unit-000.npy``, ``unit-001.npy``, ...: packed float32 arrays with head. Never pickled."""
+    """A folder with ``unit-000.npy``, ``unit-001.npy``, ...: packed float32 arrays with head. Never pickled.
+
+    One store at a time writes to a folder: it remembers a digest of each unit until it writes that unit.
+    """
 
     folder: Path
     network: LocalNetwork
+    _digests: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     def initialise(self, seed: int) -> None:
         """Write start weights for every unit: a function of the seed alone."""
@@ -67,6 +69,7 @@ class UnitStore:
         layout = self.network.layout(unit)
         if packed.size == layout.size_without_head != layout.size_with_head:
             packed = np.concatenate([packed, self.read(unit)[layout.size_without_head :]])
+        self._digests.pop(unit, None)
         write_atomically(self._path(unit), packed)
 
     def load(self, unit: int, device: torch.device, *, with_head: bool = True) -> UnitWithHead:
@@ -79,11 +82,13 @@ class UnitStore:
 
     def prefix_version(self, units: int) -> str:
         """A hash over the first ``units`` units, heads left out: equal prefixes have equal versions."""
-        version = EMPTY_PREFIX
-        for unit in range(units):
+        return prefix_version(self._digest(unit) for unit in range(units))
+
+    def _digest(self, unit: int) -> str:
+        if unit not in self._digests:
             size = self.network.layout(unit).size_without_head
-            version = extend_version(version, self.read(unit)[:size])
-        return version
+            self._digests[unit] = unit_digest(self.read(unit)[:size])
+        return self._digests[unit]
 
     def _path(self, unit: int) -> Path:
         return self.folder / f"unit-{unit:03d}.npy"

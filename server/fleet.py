@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from neuroflux_fl.errors import FleetError, StorageError, WireError
 from neuroflux_fl.evaluation import Score
-from neuroflux_fl.local_network import LocalNetwork, extend_version
+from neuroflux_fl.local_network import EMPTY_PREFIX, LocalNetwork, prefix_version, unit_digest
 from neuroflux_fl.packing import PackLayout, unit_key
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.run_config import RunConfig
-from neuroflux_fl.unit_store import EMPTY_PREFIX
 from neuroflux_fl.wire import Capabilities, EvaluateReport, EvaluateTask, ExitScore, TrainReport, TrainTask
 from server.aggregation import UnitAggregator
 from server.cohort import draw_cohort
+from server.device_totals import DeviceTotals
 from server.fleet_state import FleetState, RoundRecord
 from server.rounds import PhaseResult, require_quorum, run_phase, wait_for_nodes
 from server.schedule import Stage, advance, joint_stages, rounds_per_stage, stages_of
@@ -34,39 +34,13 @@ Packed = NDArray[np.float32]
 
 
 @dataclass(slots=True)
-class DeviceRecord:
-    """What the server knows of one device."""
+class _Device:
+    """A connected device, as far as the protocol needs it."""
 
     node_id: int
     capabilities: Capabilities
     held_prefix: str = EMPTY_PREFIX
     """Version of the prefix that the device is known to hold."""
-    last_report: TrainReport | None = None
-    bytes_up: int = 0
-    bytes_down: int = 0
-    samples: int = 0
-    """Samples processed, passes counted: one that goes through several blocks counts once."""
-    train_seconds: float = 0.0
-    device_seconds: float = 0.0
-    """All that the device spent: profile, train, cache, evaluate."""
-    predicted_peak_bytes: int = 0
-    measured_peak_bytes: int = 0
-    blocks: dict[tuple[int, int], int] = field(default_factory=dict)
-    """Batch size by (first unit, last unit) of every block that it has trained."""
-    oom_retries: int = 0
-
-    def add(self, report: TrainReport) -> None:
-        """Count one round's report."""
-        self.last_report = report
-        seconds = report.seconds
-        self.device_seconds += seconds.profile + seconds.train + seconds.cache + seconds.evaluate
-        self.samples += max((block.samples for block in report.blocks), default=0)
-        for block in report.blocks:
-            self.train_seconds += block.seconds
-            self.predicted_peak_bytes = max(self.predicted_peak_bytes, block.predicted_peak_bytes)
-            self.measured_peak_bytes = max(self.measured_peak_bytes, block.measured_peak_bytes)
-            self.blocks[block.first_unit, block.last_unit] = block.batch_size
-            self.oom_retries += block.oom_retries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +50,11 @@ class FleetResult:
     state: FleetState
     arrays: dict[int, Packed]
     """Global packed array of every unit, with head."""
-    devices: tuple[DeviceRecord, ...]
     validation: dict[int, Score]
     """Exits of the final model on all devices' validation images."""
-    seconds: float
 
 
-Observer = Callable[[RoundRecord, Sequence[DeviceRecord]], None]
+Observer = Callable[[RoundRecord, Sequence[DeviceTotals]], None]
 """Called after every round."""
 Checkpoint = Callable[[FleetState, dict[int, Packed]], None]
 """Called after every round with all that the server must remember."""
@@ -111,7 +83,9 @@ class Fleet:
         self._tester = tester
         self._arrays: dict[int, Packed] = {unit: network.initial(unit, config.seed) for unit in range(len(network))}
         self._on_the_wire: dict[int, Array] = {}
-        self._devices: dict[int, DeviceRecord] = {}
+        self._digests: dict[int, str] = {}
+        self._devices: dict[int, _Device] = {}
+        self._totals: dict[int, DeviceTotals] = {}
         self._trained_heads: set[int] = set()
 
     def run(self, resume_from: tuple[FleetState, dict[int, Packed]] | None = None) -> FleetResult:
@@ -133,6 +107,8 @@ class Fleet:
             self._require_same_run(*resume_from, stages)
             state, self._arrays = resume_from
             self._trained_heads = set(state.trained_exits)
+            self._totals = {totals.node_id: totals for totals in state.devices}
+        seconds_before = state.seconds
         nodes = wait_for_nodes(self._grid, config.min_nodes, config.wait_seconds, max(0.1, config.poll_seconds))
         self._query(nodes)
         while not state.schedule.finished and state.round < config.num_server_rounds:
@@ -167,21 +143,26 @@ class Fleet:
                 schedule=schedule,
                 history=(*state.history, record),
                 trained_exits=tuple(sorted(self._trained_heads)),
+                devices=tuple(self._totals[node] for node in sorted(self._totals)),
+                seconds=seconds_before + time.monotonic() - started,
             )
             if self._checkpoint is not None:
                 self._checkpoint(state, self._arrays)
             if self._observer is not None:
-                self._observer(record, tuple(self._devices.values()))
+                self._observer(record, state.devices)
         exits = state.trained_exits
         scores = (
             self._evaluate(state.round, 0 if config.method == "neuroflux" else max(exits), max(exits)) if exits else {}
         )
+        state = replace(
+            state,
+            devices=tuple(self._totals[node] for node in sorted(self._totals)),
+            seconds=seconds_before + time.monotonic() - started,
+        )
         return FleetResult(
             state=state,
             arrays=self._arrays,
-            devices=tuple(self._devices.values()),
             validation={unit: score for unit, score in scores.items() if unit in self._trained_heads},
-            seconds=time.monotonic() - started,
         )
 
     def _require_same_run(self, state: FleetState, arrays: dict[int, Packed], stages: Sequence[Stage]) -> None:
@@ -199,9 +180,13 @@ class Fleet:
             node_id = reply.metadata.src_node_id
             try:
                 data = reply.content.config_records["config"]["capabilities"]
-                self._devices[node_id] = DeviceRecord(node_id, Capabilities.from_bytes(_as_bytes(data)))
+                capabilities = Capabilities.from_bytes(_as_bytes(data))
             except (WireError, KeyError):
                 malformed.append(node_id)
+                return
+            self._devices[node_id] = _Device(node_id, capabilities)
+            totals = self._totals.get(node_id, DeviceTotals(node_id=node_id))
+            self._totals[node_id] = totals.described(capabilities)
 
         messages = [Message(RecordDict(), node, "query.capabilities", group_id="0") for node in nodes]
         phase = self._phase(messages, on_reply, least_seconds=self._config.wait_seconds)
@@ -256,7 +241,7 @@ class Fleet:
         messages = []
         for node in cohort:
             message, size = self._train_message(self._devices[node], stage, state, rounds_in_stage)
-            self._devices[node].bytes_down += size
+            self._totals[node] = self._totals[node].sent(size)
             bytes_down += size
             messages.append(message)
 
@@ -265,21 +250,21 @@ class Fleet:
             device = self._devices[reply.metadata.src_node_id]
             size = _content_bytes(reply.content)
             bytes_up += size
-            device.bytes_up += size
             try:
                 report = TrainReport.from_bytes(_as_bytes(reply.content.config_records["config"]["report"]))
             except (WireError, KeyError):
                 rejected["malformed"] = rejected.get("malformed", 0) + 1
                 return
-            device.add(report)
+            self._totals[device.node_id] = self._totals[device.node_id].trained(report, size)
             device.held_prefix = report.prefix_version
             _add_scores(scores, report.exits, stage.units)
-            self._take_updates(report, reply, number, stage, aggregator, rejected)
+            self._take_updates(device, report, reply, number, stage, aggregator, rejected)
 
         phase = self._phase(messages, on_reply)
         require_quorum(len(phase.received), config.quorum, number)
         self._arrays = aggregator.result()
         self._on_the_wire.clear()
+        self._digests.clear()
         self._trained_heads |= {unit for unit, count in aggregator.head_contributors.items() if count}
         exits = {unit: score.accuracy for unit, score in sorted(scores.items()) if score.total}
         return RoundRecord(
@@ -303,7 +288,7 @@ class Fleet:
         return self._tester(self._arrays, first, stage.last_unit)
 
     def _train_message(
-        self, device: DeviceRecord, stage: Stage, state: FleetState, rounds_in_stage: int
+        self, device: _Device, stage: Stage, state: FleetState, rounds_in_stage: int
     ) -> tuple[Message, int]:
         config = self._config
         version = self._prefix_version(stage.first_unit)
@@ -339,7 +324,7 @@ class Fleet:
                 sends_prefix=sends_prefix,
             )
             content = self._content(range(0 if sends_prefix else first_unit, last_unit + 1), task.to_bytes())
-            device.bytes_down += _content_bytes(content)
+            self._totals[device.node_id] = self._totals[device.node_id].sent(_content_bytes(content))
             messages.append(self._message(content, device.node_id, "evaluate", round))
 
         def on_reply(reply: Message) -> None:
@@ -348,8 +333,8 @@ class Fleet:
                 report = EvaluateReport.from_bytes(_as_bytes(reply.content.config_records["config"]["report"]))
             except (WireError, KeyError):
                 return  # a device that cannot be understood has no say in the score
-            device.device_seconds += report.seconds
-            device.bytes_up += _content_bytes(reply.content)
+            size = _content_bytes(reply.content)
+            self._totals[device.node_id] = self._totals[device.node_id].evaluated(report.seconds, size)
             device.held_prefix = version_after  # what it scored is the prefix of the next stage
             _add_scores(scores, report.exits, units)
 
@@ -358,6 +343,7 @@ class Fleet:
 
     def _take_updates(
         self,
+        device: _Device,
         report: TrainReport,
         reply: Message,
         number: int,
@@ -383,6 +369,7 @@ class Fleet:
                     stage_units=stage.units,
                     seen_units=seen,
                     current=self._arrays.get(update.unit),
+                    examples_held=device.capabilities.train_examples,
                 )
                 if reason is None:
                     aggregator.add(update, values.astype(np.float32, copy=False))
@@ -421,10 +408,10 @@ class Fleet:
         return Message(content, node_id, kind, group_id=str(round), ttl=ttl)
 
     def _prefix_version(self, units: int) -> str:
-        version = EMPTY_PREFIX
         for unit in range(units):
-            version = extend_version(version, self._arrays[unit][: self._layouts[unit].size_without_head])
-        return version
+            if unit not in self._digests:
+                self._digests[unit] = unit_digest(self._arrays[unit][: self._layouts[unit].size_without_head])
+        return prefix_version(self._digests[unit] for unit in range(units))
 
 
 def _may_train(capabilities: Capabilities, stage: Stage, planner: PlannerSettings) -> bool:

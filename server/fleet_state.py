@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroflux_fl.errors import StorageError
+from server.device_totals import DeviceTotals
 from server.schedule import ScheduleState
 
 STATE_FILE = "fleet.safetensors"
-_FORMAT = 1
+_FORMAT = 2
 _METADATA_KEY = "fleet_state"
 
 
@@ -53,6 +54,10 @@ class FleetState:
     history: tuple[RoundRecord, ...] = ()
     trained_exits: tuple[int, ...] = ()
     """Units whose heads some device has trained."""
+    devices: tuple[DeviceTotals, ...] = ()
+    """In the order of their node ids."""
+    seconds: float = 0.0
+    """Time of the run so far, without the time between an interruption and its resumption."""
 
     def to_json(self) -> str:
         """Compact JSON."""
@@ -74,6 +79,8 @@ class FleetState:
                 schedule=ScheduleState(**fields["schedule"]),
                 history=tuple(_record_from_fields(record) for record in fields["history"]),
                 trained_exits=tuple(fields["trained_exits"]),
+                devices=tuple(DeviceTotals.from_fields(device) for device in fields["devices"]),
+                seconds=fields["seconds"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StorageError(f"Fleet state cannot be read: {error}. Start a new run in another folder.") from error

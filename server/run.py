@@ -25,7 +25,8 @@ from neuroflux_fl.packing import unit_key
 from neuroflux_fl.run_config import RunConfig
 from neuroflux_fl.unit_store import UnitStore
 from server.central_test import CentralTest
-from server.fleet import DeviceRecord, Fleet, FleetResult, Observer
+from server.device_totals import DeviceTotals
+from server.fleet import Fleet, FleetResult, Observer
 from server.fleet_state import FleetState, RoundRecord
 
 RUN_FILE = "run.json"
@@ -55,7 +56,7 @@ def execute_run(
         if out is not None:
             _start_rounds_file(out, resume_from[0].history if resume_from else ())
 
-        def observe(record: RoundRecord, devices: Sequence[DeviceRecord]) -> None:
+        def observe(record: RoundRecord, devices: Sequence[DeviceTotals]) -> None:
             if out is not None:
                 _append_round(out, record)
             if observer is not None:
@@ -101,37 +102,25 @@ def summarise(
         "data": {"name": data.name, "train": len(data.train), "test": len(data.test), "classes": data.classes},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "machine": platform.platform(),
-        "devices": [_device_row(device) for device in sorted(result.devices, key=lambda item: item.node_id)],
+        "devices": [_device_row(device) for device in result.state.devices],
         "rounds": [asdict(record) for record in result.state.history],
         "exits": exits,
         "chosen_exit": next((row for row in exits if row["unit"] == chosen), None),
-        "bytes_up": sum(device.bytes_up for device in result.devices),
-        "bytes_down": sum(device.bytes_down for device in result.devices),
-        "samples": sum(device.samples for device in result.devices),
-        "device_seconds": sum(device.device_seconds for device in result.devices),
-        "seconds": result.seconds,
+        "bytes_up": sum(device.bytes_up for device in result.state.devices),
+        "bytes_down": sum(device.bytes_down for device in result.state.devices),
+        "samples": sum(device.samples for device in result.state.devices),
+        "device_seconds": sum(device.device_seconds for device in result.state.devices),
+        "seconds": result.state.seconds,
     }
 
 
-def _device_row(device: DeviceRecord) -> dict[str, Any]:
+def _device_row(device: DeviceTotals) -> dict[str, Any]:
+    blocks = [{"first_unit": first, "last_unit": last, "batch_size": batch} for first, last, batch in device.blocks]
     return {
-        "node_id": device.node_id,
-        "device_class": device.capabilities.device_class,
-        "budget_bytes": device.capabilities.memory_budget_bytes,
-        "train_examples": device.capabilities.train_examples,
-        "blocks": [
-            {"first_unit": first, "last_unit": last, "batch_size": batch}
-            for (first, last), batch in sorted(device.blocks.items())
-        ],
-        "untrained_units": list(device.last_report.plan.untrained_units) if device.last_report else [],
-        "predicted_peak_bytes": device.predicted_peak_bytes,
+        **asdict(device),
+        "blocks": blocks,
         "measured_peak_bytes": device.measured_peak_bytes or None,
-        "samples": device.samples,
-        "samples_per_second": device.samples / device.train_seconds if device.train_seconds else 0.0,
-        "device_seconds": device.device_seconds,
-        "bytes_up": device.bytes_up,
-        "bytes_down": device.bytes_down,
-        "out_of_memory_retries": device.oom_retries,
+        "samples_per_second": device.samples_per_second,
     }
 
 

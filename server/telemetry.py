@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from neuroflux_fl import metrics as m
-from server.fleet import DeviceRecord
+from server.device_totals import DeviceTotals
 from server.fleet_state import RoundRecord
 
 MOST_DEVICES = 100
 """Devices with labels of their own; more would make too many series."""
 
 
-def report_round(metrics: m.Metrics, record: RoundRecord, devices: Sequence[DeviceRecord]) -> None:
+def report_round(metrics: m.Metrics, record: RoundRecord, devices: Sequence[DeviceTotals]) -> None:
     """Set every server metric after a round."""
     metrics.set(m.ROUND, record.round)
     metrics.set(m.STAGE, record.stage)
@@ -30,9 +30,12 @@ def report_round(metrics: m.Metrics, record: RoundRecord, devices: Sequence[Devi
     metrics.observe(m.ROUND_SECONDS, record.seconds)
     for device in sorted(devices, key=lambda item: item.node_id)[:MOST_DEVICES]:
         name = str(device.node_id)
-        metrics.set(m.DEVICE_BUDGET_BYTES, device.capabilities.memory_budget_bytes or 0, device=name)
+        metrics.set(m.DEVICE_BUDGET_BYTES, device.budget_bytes or 0, device=name)
         metrics.set(m.DEVICE_PEAK_BYTES, device.predicted_peak_bytes, device=name, source="predicted")
         metrics.set(m.DEVICE_PEAK_BYTES, device.measured_peak_bytes, device=name, source="measured")
         if device.train_seconds:
-            metrics.set(m.DEVICE_THROUGHPUT, device.samples / device.train_seconds, device=name)
-        metrics.set(m.DEVICE_OOM_RETRIES, device.oom_retries, device=name)
+            metrics.set(m.DEVICE_THROUGHPUT, device.samples_per_second, device=name)
+        metrics.set(m.DEVICE_OOM_RETRIES, device.out_of_memory_retries, device=name)
+        metrics.set(m.DEVICE_CACHE_BYTES, device.cache_bytes, device=name)
+        metrics.set(m.DEVICE_CACHE_REFUSALS, device.cache_refusals, device=name)
+        metrics.set(m.DEVICE_DEADLINES, device.deadlines_reached, device=name)

@@ -16,6 +16,7 @@ REASONS = (
     "unexpected_unit",
     "duplicate",
     "no_examples",
+    "too_many_examples",
     "no_steps",
     "wrong_dtype",
     "wrong_size",
@@ -42,6 +43,7 @@ def check_update(
     stage_units: Collection[int],
     seen_units: Collection[int],
     current: NDArray[np.float32] | None,
+    examples_held: int,
     max_norm_ratio: float = DEFAULT_MAX_NORM_RATIO,
 ) -> str | None:
     """Reason to reject one unit's update, or None when it may be aggregated.
@@ -55,6 +57,7 @@ def check_update(
         stage_units: units in training.
         seen_units: units that this report has already delivered.
         current: the unit's global packed array with head; None when the model has no such unit.
+        examples_held: training images that the device said it has; an update cannot weigh more.
         max_norm_ratio: an update may move parameters by at most this many times their own norm (or by this much
             where their norm is below 1).
     """
@@ -68,6 +71,8 @@ def check_update(
         return "duplicate"
     if update.examples < 1:
         return "no_examples"
+    if update.examples > examples_held:
+        return "too_many_examples"
     if update.steps < 1 or update.effective_steps <= 0:
         return "no_steps"
     if array.dtype != np.float32:

@@ -25,7 +25,8 @@ from neuroflux_fl.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from neuroflux_fl.run_config import RunConfig, Value
-    from server.fleet import DeviceRecord, Observer
+    from server.device_totals import DeviceTotals
+    from server.fleet import Observer
     from server.fleet_state import RoundRecord
 
 
@@ -201,7 +202,7 @@ def _run_grid(
     with grid, make_progress() as progress:
         task = progress.add_task("starting", total=config.num_server_rounds)
 
-        def observe(record: RoundRecord, devices: Sequence[DeviceRecord]) -> None:
+        def observe(record: RoundRecord, devices: Sequence[DeviceTotals]) -> None:
             report(record, devices)
             progress.update(task, completed=record.round, description=_describe(record))
             if not progress_console.is_terminal:
@@ -318,6 +319,13 @@ def print_summary(summary: dict[str, Any]) -> None:
         )
     result_console.print(rounds)
     print_exits(summary)
+    for text, key, remedy in (
+        ("The cache was too small", "cache_refusals", "activations were computed anew; allow more with cache-quota"),
+        ("The deadline cut training short", "deadlines_reached", "allow more with deadline-seconds"),
+    ):
+        devices_hit = [str(row["node_id"]) for row in summary["devices"] if row[key]]
+        if devices_hit:
+            result_console.print(f"{text} on device {', '.join(devices_hit)}: {remedy}.")
     result_console.print(
         f"{summary['seconds']:.1f} s, {summary['device_seconds']:.1f} device-seconds, "
         f"{size_cell(summary['bytes_up'])} up, {size_cell(summary['bytes_down'])} down."

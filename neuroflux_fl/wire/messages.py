@@ -137,6 +137,8 @@ class TrainReport:
     seconds: Seconds = field(default_factory=Seconds)
     cache_hits: int = 0
     cache_bytes: int = 0
+    cache_refusals: int = 0
+    """Activations that quota or disk had no room for."""
     prefix_version: str = ""
     deadline_reached: bool = False
     """The deadline cut training short; ``updates`` holds the finished blocks."""
@@ -149,6 +151,7 @@ class TrainReport:
         check_distinct_units("exits", (score.unit for score in self.exits))
         check_size("cache_hits", self.cache_hits)
         check_size("cache_bytes", self.cache_bytes)
+        check_count("cache_refusals", self.cache_refusals)
         check_text("prefix_version", self.prefix_version)
 
     def to_bytes(self) -> bytes:
@@ -183,6 +186,7 @@ class TrainReport:
             ),
             cache_hits=message.cache_hits,
             cache_bytes=message.cache_bytes,
+            cache_refusals=message.cache_refusals,
             prefix_version=message.prefix_version,
             deadline_reached=message.deadline_reached,
         )

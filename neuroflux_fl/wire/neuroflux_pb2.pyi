@@ -383,6 +383,7 @@ class TrainReport(_message.Message):
     CACHE_BYTES_FIELD_NUMBER: _builtins.int
     PREFIX_VERSION_FIELD_NUMBER: _builtins.int
     DEADLINE_REACHED_FIELD_NUMBER: _builtins.int
+    CACHE_REFUSALS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     round: _builtins.int
     cache_hits: _builtins.int
@@ -390,6 +391,8 @@ class TrainReport(_message.Message):
     prefix_version: _builtins.str
     deadline_reached: _builtins.bool
     """The deadline cut training short; updates holds the finished blocks."""
+    cache_refusals: _builtins.int
+    """Activations that quota or disk had no room for, so that they were computed anew for every batch."""
     @_builtins.property
     def plan(self) -> Global___Plan: ...
     @_builtins.property
@@ -416,10 +419,11 @@ class TrainReport(_message.Message):
         cache_bytes: _builtins.int = ...,
         prefix_version: _builtins.str = ...,
         deadline_reached: _builtins.bool = ...,
+        cache_refusals: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "seconds", b"seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cache_bytes", b"cache_bytes", "cache_hits", b"cache_hits", "deadline_reached", b"deadline_reached", "exits", b"exits", "plan", b"plan", "prefix_version", b"prefix_version", "protocol_version", b"protocol_version", "round", b"round", "seconds", b"seconds", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cache_bytes", b"cache_bytes", "cache_hits", b"cache_hits", "cache_refusals", b"cache_refusals", "deadline_reached", b"deadline_reached", "exits", b"exits", "plan", b"plan", "prefix_version", b"prefix_version", "protocol_version", b"protocol_version", "round", b"round", "seconds", b"seconds", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,8 +10,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict, User
 
 from clients.app import app
 from neuroflux_fl.fleet_model import run_data, run_network
+from neuroflux_fl.local_network import EMPTY_PREFIX
 from neuroflux_fl.run_config import RunConfig
-from neuroflux_fl.unit_store import EMPTY_PREFIX
 from neuroflux_fl.wire import Capabilities, EvaluateReport, EvaluateTask, TrainReport, TrainTask
 from server.grid import InProcessGrid
 

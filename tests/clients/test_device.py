@@ -19,9 +19,10 @@ from clients.device import Device, run_profile
 from clients.identity import Identity
 from neuroflux_fl import block_training, device_training
 from neuroflux_fl.errors import WireError
+from neuroflux_fl.local_network import EMPTY_PREFIX
 from neuroflux_fl.packing import unit_key
 from neuroflux_fl.run_config import RunConfig
-from neuroflux_fl.unit_store import EMPTY_PREFIX, UnitStore
+from neuroflux_fl.unit_store import UnitStore
 from neuroflux_fl.wire import EvaluateTask, TrainTask
 
 CPU = torch.device("cpu")

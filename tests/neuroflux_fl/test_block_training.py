@@ -366,6 +366,21 @@ def test_training_stops_when_the_exit_stops_improving(small_store: UnitStore, mo
     assert result.finished
 
 
+def test_without_patience_nothing_is_scored_between_epochs(
+    small_store: UnitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> Tensor:
+        raise AssertionError("validation data was read")
+
+    validation = features(0, 4)
+    monkeypatch.setattr(validation, "read", fail)
+    settings = TrainSettings(epochs=2, views=1, patience=None)
+
+    result = train(small_store, block((0, 0)), features(0, 16), settings, validation=validation)
+
+    assert (result.epochs, result.validation) == (2, {})
+
+
 @pytest.mark.parametrize("passed", ["before", "in the second epoch"])
 def test_a_deadline_that_has_passed_stores_nothing(
     small_store: UnitStore, monkeypatch: pytest.MonkeyPatch, passed: str

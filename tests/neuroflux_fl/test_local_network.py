@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from neuroflux_fl.heads import HeadSettings
-from neuroflux_fl.local_network import LocalNetwork, build_network, extend_version, head_parameters, unit_parameters
+from neuroflux_fl.local_network import (
+    LocalNetwork,
+    build_network,
+    head_parameters,
+    prefix_version,
+    unit_digest,
+    unit_parameters,
+)
 from neuroflux_fl.unit_chain import chain_from_modules
 
 CPU = torch.device("cpu")
@@ -83,10 +90,7 @@ def test_version_depends_on_every_unit_and_on_the_order() -> None:
     first, second = np.zeros(3, np.float32), np.ones(3, np.float32)
 
     def version(*units: np.ndarray) -> str:
-        chained = "images"
-        for unit in units:
-            chained = extend_version(chained, unit)
-        return chained
+        return prefix_version(unit_digest(unit) for unit in units)
 
     assert version(first, second) == version(first.copy(), second.copy())
     assert len({version(first), version(second), version(first, second), version(second, first)}) == 4

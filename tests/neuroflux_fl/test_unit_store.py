@@ -116,3 +116,13 @@ def test_prefix_version_is_of_units_and_buffers_but_not_of_heads(small_store: Un
     small_store.write(0, packed)
     assert small_store.prefix_version(1) != version
     assert small_store.prefix_version(0) == "images"
+
+
+def test_prefix_is_read_once_for_all_its_versions(small_store: UnitStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = [small_store.prefix_version(units) for units in (2, 3)]
+    fresh = UnitStore(small_store.folder, small_store.network)
+    assert [fresh.prefix_version(units) for units in (3, 2)] == versions[::-1]
+
+    monkeypatch.setattr(UnitStore, "read", None)
+
+    assert [fresh.prefix_version(units) for units in (2, 3)] == versions

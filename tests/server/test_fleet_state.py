@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from neuroflux_fl.errors import StorageError
+from server.device_totals import DeviceTotals
 from server.fleet_state import STATE_FILE, FleetState, RoundRecord
 from server.schedule import ScheduleState
 
@@ -19,6 +20,10 @@ STATE = FleetState(
         RoundRecord(round=1, stage=0, exits={0: 0.125, 11: 1 / 3}, contributors={0: 4}, seconds=1.5, bytes_up=2**40),
         RoundRecord(round=2, stage=1, rejected={"not_finite": 2}, failed=1, missing=3, bytes_down=7),
     ),
+    devices=(
+        DeviceTotals(node_id=2**63, budget_bytes=64, samples=50, blocks=((0, 1, 8), (2, 2, 16)), untrained_units=(3,)),
+    ),
+    seconds=1 / 3,
 )
 
 
@@ -32,8 +37,9 @@ def test_state_comes_back_from_json_exactly() -> None:
         "",
         "[]",
         "{}",
-        json.dumps({**json.loads(STATE.to_json()), "format": 2}),
+        json.dumps({**json.loads(STATE.to_json()), "format": 1}),
         STATE.to_json().replace('"failed"', '"fialed"'),
+        STATE.to_json().replace('"samples"', '"smaples"'),
     ],
 )
 def test_unreadable_state_is_a_storage_error(text: str) -> None:

@@ -22,7 +22,7 @@ from neuroflux_fl.exits import load_exit
 from neuroflux_fl.fleet_model import run_data, run_network
 from neuroflux_fl.run_config import RunConfig
 from neuroflux_fl.wire import EvaluateTask, TrainReport, TrainTask
-from server.fleet import DeviceRecord
+from server.device_totals import DeviceTotals
 from server.fleet_state import FleetState, RoundRecord
 from server.grid import InProcessGrid, isolated
 from server.grid_workers import worker_grid
@@ -140,7 +140,7 @@ def make_nodes(folder: Path) -> dict[int, UserConfig]:
 def run_fleet(folder: Path, *, resume: bool = False, stop_after: int | None = None) -> Run:
     config = replace(CONFIG, out=str(folder / "out"))
 
-    def observe(record: RoundRecord, devices: Sequence[DeviceRecord]) -> None:
+    def observe(record: RoundRecord, devices: Sequence[DeviceTotals]) -> None:
         if record.round == stop_after:
             raise KeyboardInterrupt
 
@@ -280,6 +280,11 @@ def test_resumed_run_ends_with_the_same_numbers(run: Run, tmp_path: Path) -> Non
     assert_equal_arrays(resumed.arrays, run.arrays)
     assert resumed.summary["exits"] == run.summary["exits"]
     assert len((tmp_path / "out" / "rounds.jsonl").read_text().splitlines()) == 3
+    counted = ("node_id", "rounds", "samples", "blocks", "untrained_units", "bytes_up")
+    assert [[row[name] for name in counted] for row in resumed.summary["devices"]] == [
+        [row[name] for name in counted] for row in run.summary["devices"]
+    ]
+    assert resumed.summary["bytes_up"] == run.summary["bytes_up"]
     fields = ("round", "stage", "exits", "test", "contributors")
     assert [[record[name] for name in fields] for record in resumed.summary["rounds"]] == [
         [record[name] for name in fields] for record in run.summary["rounds"]

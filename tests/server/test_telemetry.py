@@ -8,8 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from neuroflux_fl.metrics import CATALOGUE, Metrics
-from neuroflux_fl.wire import Capabilities
-from server.fleet import DeviceRecord
+from server.device_totals import DeviceTotals
 from server.fleet_state import RoundRecord
 from server.telemetry import MOST_DEVICES, report_round
 
@@ -28,16 +27,18 @@ RECORD = RoundRecord(
 )
 
 
-def make_device(node_id: int) -> DeviceRecord:
-    capabilities = Capabilities(device_class="pi", memory_budget_bytes=64, train_examples=10, validation_examples=2)
-    return DeviceRecord(
-        node_id,
-        capabilities,
+def make_device(node_id: int) -> DeviceTotals:
+    return DeviceTotals(
+        node_id=node_id,
+        budget_bytes=64,
         samples=50,
         train_seconds=4.0,
         predicted_peak_bytes=60,
         measured_peak_bytes=55,
-        oom_retries=1,
+        out_of_memory_retries=1,
+        cache_bytes=33,
+        cache_refusals=2,
+        deadlines_reached=3,
     )
 
 
@@ -89,6 +90,9 @@ def test_values_and_labels() -> None:
     assert samples["neuroflux_device_peak_bytes", (device, ("source", "measured"))] == 55
     assert samples["neuroflux_device_samples_per_second", (device,)] == 12.5
     assert samples["neuroflux_device_out_of_memory_retries", (device,)] == 1
+    assert samples["neuroflux_device_cache_written_bytes", (device,)] == 33
+    assert samples["neuroflux_device_cache_refusals", (device,)] == 2
+    assert samples["neuroflux_device_deadlines_reached", (device,)] == 3
 
 
 def test_large_fleet_does_not_make_a_series_for_every_device() -> None:

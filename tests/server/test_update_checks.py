@@ -31,6 +31,7 @@ def check(update: UnitUpdate = UPDATE, array: NDArray[Any] = HONEST, **changes: 
         "stage_units": range(3, 6),
         "seen_units": {3},
         "current": CURRENT,
+        "examples_held": 10,
         "max_norm_ratio": 10.0,
     }
     return check_update(update, array, **{**arguments, **changes})
@@ -55,6 +56,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("unexpected_unit", {"stage_units": range(3)}),
     ("duplicate", {"seen_units": {4}}),
     ("no_examples", {"update": dataclasses.replace(UPDATE, examples=0)}),
+    ("too_many_examples", {"examples_held": 9}),
     ("no_steps", {"update": dataclasses.replace(UPDATE, steps=0)}),
     ("no_steps", {"update": dataclasses.replace(UPDATE, effective_steps=0.0)}),
     ("wrong_dtype", {"array": HONEST.astype(np.float64)}),
