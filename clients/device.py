@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from clients.identity import Identity
+from clients.reports import exit_scores, with_block, with_costs
+from clients.state_lock import state_folder_in_use
+from clients.task_journal import TaskJournal, TaskProgress, stored_digest, task_key
 from neuroflux_fl.block_training import BlockResult
 from neuroflux_fl.device_memory import limit_cuda_memory
 from neuroflux_fl.device_training import CacheSettings, DeviceTrainer
 from neuroflux_fl.errors import BudgetError, WireError
-from neuroflux_fl.evaluation import Score
-from neuroflux_fl.fleet_model import device_share, run_data, run_network
+from neuroflux_fl.fleet_model import device_data, run_network
 from neuroflux_fl.local_network import LocalNetwork
 from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.machine_speed import MachineSpeed, measure_speed
@@ -28,22 +32,19 @@ from neuroflux_fl.profiling import NetworkProfile, profile_network
 from neuroflux_fl.run_config import RunConfig
 from neuroflux_fl.sizes import parse_bytes
 from neuroflux_fl.unit_store import UnitStore
+from neuroflux_fl.update_codec import coding_error, decode_update, encode_update
 from neuroflux_fl.wire import (
-    BlockReport,
+    PREFIX_NEEDED,
     Capabilities,
     EvaluateReport,
     EvaluateTask,
-    ExitScore,
-    Seconds,
     TrainReport,
     TrainTask,
     UnitMemory,
-    UnitUpdate,
 )
 
 Arrays = dict[str, NDArray[np.float32]]
 _USEFUL_BATCH = 8
-_LARGEST_LOSS = 1e9
 
 
 @lru_cache(maxsize=1)
@@ -55,7 +56,7 @@ def machine_speed(device: torch.device) -> MachineSpeed:
 def run_profile(config: RunConfig, device: torch.device) -> NetworkProfile:
     """Traced once in each process."""
     speed = machine_speed(device) if config.measure_speed else MachineSpeed()
-    return _profile(run_network(config, run_data(config)), config.reach, config.train_settings().optimizer, speed)
+    return _profile(run_network(config), config.reach, config.train_settings().optimizer, speed)
 
 
 @lru_cache(maxsize=4)
@@ -73,7 +74,7 @@ class Device:
     @property
     def network(self) -> LocalNetwork:
         """The run's network, without weights."""
-        return run_network(self.config, run_data(self.config))
+        return run_network(self.config)
 
     def capabilities(self) -> Capabilities:
         """Class, budget, data and memory lines."""
@@ -97,8 +98,8 @@ class Device:
             holds_backprop=backprop <= self.identity.budget_bytes,
         )
 
-    def train(self, task: TrainTask, arrays: Arrays) -> tuple[TrainReport, dict[str, NDArray[np.float32]]]:
-        """Train the task's units inside the budget.
+    def train(self, task: TrainTask, arrays: Arrays) -> tuple[TrainReport, dict[str, NDArray[Any]]]:
+        """Train the task's units inside the budget, or what was left of them when this task was interrupted.
 
         Args:
             task: stage, epochs, deadline.
@@ -106,44 +107,30 @@ class Device:
                 what is being trained need not be in memory twice.
 
         Returns:
-            The report and one packed array for each unit that was trained.
+            The report and one packed array for each unit that was trained, coded as the task asks.
 
         Raises:
             WireError: the arrays do not fit the model, or the device lacks the prefix.
         """
-        started = time.monotonic()
-        deadline = started + task.deadline_seconds if task.deadline_seconds else None
+        began, started = time.time(), time.monotonic()
         limit_cuda_memory(self.identity.device, self.identity.budget_bytes)
-        trainer = self._trainer()
-        self._receive(trainer, task.first_unit, task.last_unit, task.prefix_version, arrays)
-        exits = trainer.score_exits(self._first_exit(task.first_unit, task.last_unit), task.last_unit)
-        with trainer.stopwatch.running("profile"):
-            plan = self._plan(task, trainer)
-        result = trainer.train(
-            plan,
-            epochs=task.epochs,
-            first_epoch=task.first_epoch,
-            known=task.first_unit,
-            learning_rate_scale=task.learning_rate_scale,
-            deadline=deadline,
-        )
-        trainer.keep_cached_only(task.first_unit)
-        examples = len(trainer.data.train)
-        updates = tuple(update for block in result.blocks for update in _unit_updates(block, examples))
-        report = TrainReport(
-            round=task.round,
-            plan=plan,
-            updates=updates,
-            exits=_exit_scores(exits),
-            blocks=tuple(_block_report(block) for block in result.blocks),
-            seconds=Seconds(**trainer.stopwatch.seconds),
-            cache_hits=trainer.cache.hits,
-            cache_bytes=trainer.cache.written_bytes,
-            cache_refusals=len(trainer.cache.refusals),
-            prefix_version=task.prefix_version,
-            deadline_reached=result.deadline_reached,
-        )
-        return report, {unit_key(update.unit): self._packed(trainer.store, update) for update in updates}
+        with state_folder_in_use(self.identity.folder):
+            trainer = self._trainer()
+            journal = TaskJournal(self.identity.folder / "task.json", self._task_key(task, arrays))
+            progress = journal.read(trainer.store)
+            finished = () if progress is None else progress.digests
+            received = self._received(task)
+            self._receive(trainer, task.first_unit, task.last_unit, task.prefix_version, arrays, finished, received)
+            if progress is None:
+                progress = TaskProgress(report=self._prepared(task, trainer), started_at=began)
+                journal.write(progress)
+                earlier, deadline_from = None, started
+            else:
+                earlier, deadline_from = progress.report, time.monotonic() - progress.elapsed_seconds
+            if not progress.finished:
+                deadline = deadline_from + task.deadline_seconds if task.deadline_seconds else None
+                progress = self._train_rest(task, trainer, journal, progress, earlier, deadline)
+            return self._answer(progress.report, trainer.store, received, task.update_precision)
 
     def evaluate(self, task: EvaluateTask, arrays: Arrays) -> EvaluateReport:
         """Score the exits of the task's units on this device's validation images.
@@ -152,17 +139,86 @@ class Device:
             WireError: as ``train`` does.
         """
         started = time.monotonic()
-        trainer = self._trainer()
-        self._receive(trainer, task.first_unit, task.last_unit, task.prefix_version, arrays)
-        first = self._first_exit(task.first_unit, task.last_unit)
-        scores = trainer.score_exits(first, task.last_unit)
-        return EvaluateReport(exits=_exit_scores(scores), seconds=time.monotonic() - started)
+        with state_folder_in_use(self.identity.folder):
+            trainer = self._trainer()
+            self._receive(trainer, task.first_unit, task.last_unit, task.prefix_version, arrays)
+            scores = trainer.score_exits(self._first_exit(task.first_unit, task.last_unit), task.last_unit)
+        return EvaluateReport(exits=exit_scores(scores), seconds=time.monotonic() - started)
+
+    def _task_key(self, task: TrainTask, arrays: Arrays) -> str:
+        # Not the budget: where it is a share of the free memory, it is another one at every message. A server that goes
+        # on with a run says so in the configuration, and asks for the same work.
+        identity = replace(self.identity, budget_bytes=0, folder=Path())
+        config = replace(self.config, resume=False, out="")
+        return task_key((config, identity), task.to_bytes(), arrays)
+
+    def _prepared(self, task: TrainTask, trainer: DeviceTrainer) -> TrainReport:
+        """The report before any training: scores of what was received, and the plan."""
+        # What an earlier task left elsewhere would take the quota's room.
+        trainer.keep_cached_only(task.first_unit)
+        exits = trainer.score_exits(self._first_exit(task.first_unit, task.last_unit), task.last_unit)
+        with trainer.stopwatch.running("profile"):
+            plan = self._plan(task.first_unit, task.last_unit, trainer)
+        report = TrainReport(
+            round=task.round, plan=plan, updates=(), exits=exit_scores(exits), prefix_version=task.prefix_version
+        )
+        return with_costs(report, trainer, None)
+
+    def _train_rest(
+        self,
+        task: TrainTask,
+        trainer: DeviceTrainer,
+        journal: TaskJournal,
+        progress: TaskProgress,
+        earlier: TrainReport | None,
+        deadline: float | None,
+    ) -> TaskProgress:
+        """Train the blocks that are not finished, and journal each. ``earlier`` is an interrupted attempt's report."""
+        done = len(progress.report.blocks)
+        plan = self._fitting(progress.report.plan, done, task.last_unit, trainer)
+        progress = replace(progress, report=replace(progress.report, plan=plan))
+        last_and_next = [block.first_unit for block in plan.blocks[max(0, done - 1) : done + 1]]
+        trainer.keep_cached_only(task.first_unit, *last_and_next)
+
+        def on_block(result: BlockResult) -> None:
+            nonlocal progress
+            report = with_block(progress.report, result, len(trainer.data.train))
+            digests = {unit: stored_digest(trainer.store, unit) for unit in result.block.units}
+            progress = replace(
+                progress, report=with_costs(report, trainer, earlier), digests={**progress.digests, **digests}
+            )
+            journal.write(progress)
+
+        result = trainer.train(
+            replace(plan, blocks=plan.blocks[done:]),
+            epochs=task.epochs,
+            first_epoch=task.first_epoch,
+            known=task.first_unit,
+            start=last_and_next[0] if done else None,
+            learning_rate_scale=task.learning_rate_scale,
+            deadline=deadline,
+            on_block=on_block,
+        )
+        trainer.keep_cached_only(task.first_unit)
+        report = replace(progress.report, deadline_reached=result.deadline_reached)
+        progress = replace(progress, report=with_costs(report, trainer, earlier), finished=True)
+        journal.write(progress)
+        return progress
+
+    def _fitting(self, plan: Plan, done: int, last_unit: int, trainer: DeviceTrainer) -> Plan:
+        """The plan; where the budget has shrunk since it was made, with other blocks after the ``done`` first ones."""
+        budget, rest = self.identity.budget_bytes, plan.blocks[done:]
+        if plan.budget_bytes is None or all(block.predicted_peak_bytes <= budget for block in rest):
+            return plan
+        first_unit = rest[0].first_unit
+        anew = self._plan(first_unit, last_unit, trainer)
+        untrained = (*(unit for unit in plan.untrained_units if unit < first_unit), *anew.untrained_units)
+        return Plan(budget_bytes=budget, blocks=(*plan.blocks[:done], *anew.blocks), untrained_units=untrained)
 
     def _trainer(self) -> DeviceTrainer:
-        data = run_data(self.config)
         identity, config = self.identity, self.config
-        share = device_share(config, data, identity.partition_id, identity.partitions)
-        network = run_network(config, data)
+        share = device_data(config, identity.data, identity.partition_id, identity.partitions)
+        network = run_network(config)
         return DeviceTrainer(
             network,
             UnitStore(identity.folder / "weights", network),
@@ -178,7 +234,7 @@ class Device:
             device=identity.device,
         )
 
-    def _plan(self, task: TrainTask, trainer: DeviceTrainer) -> Plan:
+    def _plan(self, first_unit: int, last_unit: int, trainer: DeviceTrainer) -> Plan:
         profile = run_profile(self.config, self.identity.device)
         budget = self.identity.budget_bytes
         if self.config.method == "backprop-all":
@@ -186,10 +242,10 @@ class Device:
         try:
             if self.config.method == "backprop-fitting":
                 return plan_backpropagation(profile, budget, trainer.planner)
-            return plan_units(profile, budget, trainer.planner, first_unit=task.first_unit, last_unit=task.last_unit)
+            return plan_units(profile, budget, trainer.planner, first_unit=first_unit, last_unit=last_unit)
         except BudgetError:
             # Nothing of this stage fits: the device still scores the exits, and trains in other stages.
-            units = tuple(range(task.first_unit, task.last_unit + 1))
+            units = tuple(range(first_unit, last_unit + 1))
             return Plan(budget_bytes=budget, blocks=(), untrained_units=units)
 
     def _first_exit(self, first_unit: int, last_unit: int) -> int:
@@ -197,9 +253,19 @@ class Device:
         return first_unit if self.config.method == "neuroflux" else last_unit
 
     def _receive(
-        self, trainer: DeviceTrainer, first_unit: int, last_unit: int, prefix_version: str, arrays: Arrays
+        self,
+        trainer: DeviceTrainer,
+        first_unit: int,
+        last_unit: int,
+        prefix_version: str,
+        arrays: Arrays,
+        finished: Container[int] = (),
+        received: UnitStore | None = None,
     ) -> None:
-        """Store what came; refuse a task whose units or prefix are not here."""
+        """Store what came, but for ``finished`` units; refuse a task whose units or prefix are not here.
+
+        ``received``, where given, keeps a copy of the task's units.
+        """
         if last_unit >= len(trainer.network):
             raise WireError(f"Task is for unit {last_unit}; the model has units 0 to {len(trainer.network) - 1}.")
         for unit in range(last_unit + 1):
@@ -208,48 +274,38 @@ class Device:
                 size = trainer.network.layout(unit).size_with_head
                 if array.dtype != np.float32 or array.shape != (size,):
                     raise WireError(f"Array of unit {unit} is {array.dtype} {array.shape}; needed: float32 ({size},).")
-                trainer.store.write(unit, array)
+                if unit not in finished:
+                    trainer.store.write(unit, array)
+                if received is not None and unit >= first_unit:
+                    received.write(unit, array)
             elif unit >= first_unit:
                 raise WireError(f"Task for units {first_unit} to {last_unit} came without the array of unit {unit}.")
         if first_unit and any(not trainer.store.holds(unit) for unit in range(first_unit)):
-            raise WireError(f"Prefix of {first_unit} units is not on this device: send it with the task.")
+            raise WireError(f"Prefix of {first_unit} units is not on this device: {PREFIX_NEEDED}.")
         held = trainer.store.prefix_version(first_unit)
         if held != prefix_version:
-            raise WireError(f"Prefix of {first_unit} units is at another version on this device: send it again.")
+            raise WireError(f"Prefix of {first_unit} units is at another version on this device: {PREFIX_NEEDED}.")
 
-    def _packed(self, store: UnitStore, update: UnitUpdate) -> NDArray[np.float32]:
-        packed = store.read(update.unit)
-        return packed if update.has_head else packed[: self.network.layout(update.unit).size_without_head]
+    def _received(self, task: TrainTask) -> UnitStore | None:
+        """Where received weights are kept, on disk, for coding the update; in full precision there is no need."""
+        if task.update_precision == "float32":
+            return None
+        return UnitStore(self.identity.folder / "received", self.network)
 
-
-def _unit_updates(result: BlockResult, examples: int) -> list[UnitUpdate]:
-    heads = {window.last_unit for window in result.block.windows}
-    return [
-        UnitUpdate(
-            unit=unit,
-            examples=examples,
-            steps=result.steps,
-            effective_steps=result.effective_steps,
-            has_head=unit in heads,
-        )
-        for unit in result.block.units
-    ]
-
-
-def _block_report(result: BlockResult) -> BlockReport:
-    return BlockReport(
-        first_unit=result.block.first_unit,
-        last_unit=result.block.last_unit,
-        batch_size=result.final_batch_size,
-        predicted_peak_bytes=result.block.predicted_peak_bytes,
-        measured_peak_bytes=result.measured_peak_bytes or 0,
-        samples=result.samples,
-        seconds=result.seconds,
-        oom_retries=result.out_of_memory_retries,
-        # A diverged loss is not a number that the protocol knows; the server rejects the weights by themselves.
-        final_loss=float(np.nan_to_num(result.final_loss, nan=_LARGEST_LOSS, posinf=_LARGEST_LOSS)),
-    )
-
-
-def _exit_scores(scores: Mapping[int, Score]) -> tuple[ExitScore, ...]:
-    return tuple(ExitScore(unit=unit, correct=s.correct, total=s.total) for unit, s in sorted(scores.items()))
+    def _answer(
+        self, report: TrainReport, store: UnitStore, received: UnitStore | None, precision: str
+    ) -> tuple[TrainReport, dict[str, NDArray[Any]]]:
+        """The report with its arrays, coded unit by unit."""
+        arrays: dict[str, NDArray[Any]] = {}
+        largest = 0.0
+        for update in report.updates:
+            layout = self.network.layout(update.unit)
+            packed = store.read(update.unit)[: layout.size(update.has_head)]
+            if received is None:
+                arrays[unit_key(update.unit)] = packed
+                continue
+            base = received.read(update.unit)
+            coded = encode_update(packed, base, precision)
+            largest = max(largest, coding_error(packed, decode_update(coded, base, len(packed), precision), base))
+            arrays[unit_key(update.unit)] = coded
+        return replace(report, update_error=largest), arrays

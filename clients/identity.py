@@ -29,10 +29,14 @@ class Identity:
     folder: Path
     """For weights and caches, kept from round to round."""
     device: torch.device
+    data: str = ""
+    """Name or folder of its own data; empty where it takes its share of the run's."""
+    run_id: int = 0
+    """Of Flower: what was done in another run is never taken for done."""
 
 
 def identify(node_config: Mapping[str, Value], config: RunConfig, *, run_id: int, node_id: int) -> Identity:
-    """Read ``partition-id``, ``num-partitions``, ``memory-budget``, ``device-class`` and ``state-folder``.
+    """Read ``partition-id``, ``num-partitions``, ``memory-budget``, ``device-class``, ``state-folder`` and ``data``.
 
     A simulated node that brings no budget gets one of the run's in turn; a real one, half of its free memory.
 
@@ -57,6 +61,8 @@ def identify(node_config: Mapping[str, Value], config: RunConfig, *, run_id: int
         budget_bytes=budget,
         device_class=str(node_config.get("device-class", "unknown")),
         folder=Path(str(node_config.get("state-folder", default_folder))),
+        data=str(node_config.get("data", "")),
+        run_id=run_id,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
 

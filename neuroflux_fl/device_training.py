@@ -110,9 +110,11 @@ class DeviceTrainer:
         epochs: int | None = None,
         first_epoch: int = 0,
         known: int = 0,
+        start: int | None = None,
         learning_rate_scale: float = 1.0,
         deadline: float | None = None,
         on_epoch: Progress | None = None,
+        on_block: Callable[[BlockResult], None] | None = None,
     ) -> TrainingResult:
         """Train the plan's blocks in order, each to its end, from activations of everything before it.
 
@@ -121,14 +123,17 @@ class DeviceTrainer:
             epochs: instead of the settings' number.
             first_epoch: passes that earlier calls have made.
             known: a cut whose activations earlier calls have left in the cache.
+            start: a later cut whose activations an interrupted call has left there: where the block before the plan's
+                first one began. Activations then come out as they would have without the interruption.
             learning_rate_scale: factor on every block's rate.
             deadline: ``time.monotonic()`` at which to stop; finished blocks are kept.
             on_epoch: progress.
+            on_block: called with each finished block, whose units are then in the store.
         """
         settings = replace(self.settings, epochs=self.settings.epochs if epochs is None else epochs)
         results: list[BlockResult] = []
         forward_peak: int | None = None
-        start = known
+        start = known if start is None else start
         for block in plan.blocks:
             if deadline is not None and time.monotonic() > deadline:
                 return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=True)
@@ -157,6 +162,8 @@ class DeviceTrainer:
                 late = deadline is not None and time.monotonic() > deadline
                 return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=late)
             results.append(result)
+            if on_block is not None:
+                on_block(result)
         return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=False)
 
     def score_exits(self, first_unit: int, last_unit: int, *, data: LabelledImages | None = None) -> dict[int, Score]:
@@ -167,9 +174,10 @@ class DeviceTrainer:
                 flow, self.store, self.cache, first_unit=first_unit, last_unit=last_unit, device=self.device
             )
 
-    def keep_cached_only(self, cut: int) -> None:
-        """Remove cached activations but those at ``cut``, which the next round starts from."""
-        self.cache.keep_only([*self._train_flow.keys(cut), *self._validation_flow.keys(cut)] if cut else [])
+    def keep_cached_only(self, *cuts: int) -> None:
+        """Remove cached activations but those at ``cuts``, which the next round or the rest of this one starts from."""
+        flows = (self._train_flow, self._validation_flow)
+        self.cache.keep_only(key for cut in cuts if cut for flow in flows for key in flow.keys(cut))
 
     def _advance(
         self, start: int, cut: int, *, keep: int, views: set[int], scored: bool

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
 from neuroflux_fl.data import ImageData, load_data, partition, split_validation
+from neuroflux_fl.data.description import DataDescription, fit_data
 from neuroflux_fl.device_training import DeviceData
 from neuroflux_fl.errors import DataError
 from neuroflux_fl.heads import HeadSettings
@@ -33,8 +36,26 @@ def run_data(config: RunConfig) -> ImageData:
     return load_run_data(config.data, config.image_side, config.train_limit, config.test_limit, config.seed)
 
 
-def run_network(config: RunConfig, data: ImageData) -> LocalNetwork:
-    """The network for that data: a description without weights, the same object wherever it is asked for again."""
+def describe_data(config: RunConfig) -> RunConfig:
+    """The configuration with the description of its data filled in, so that devices need only data of their own."""
+    data = run_data(config)
+    return replace(
+        config,
+        image_shape="x".join(str(size) for size in data.image_shape),
+        class_names=json.dumps(data.class_names),
+        mean=",".join(repr(value) for value in data.mean),
+        std=",".join(repr(value) for value in data.std),
+    )
+
+
+def data_description(config: RunConfig) -> DataDescription:
+    """The description that the configuration carries, or else that of its data set."""
+    return config.data_description() or DataDescription.of(run_data(config))
+
+
+def run_network(config: RunConfig) -> LocalNetwork:
+    """The run's network: a description without weights, the same object wherever it is asked for again."""
+    data = data_description(config)
     return _build_network(
         config.model, data.image_shape, data.classes, config.norm, config.width, config.head_settings()
     )
@@ -46,6 +67,31 @@ def _build_network(
 ) -> LocalNetwork:
     chain = build_chain(model, image_shape=image_shape, classes=classes, norm=norm, width=width)
     return build_network(chain, heads, norm)
+
+
+def device_data(config: RunConfig, source: str, partition_id: int, partitions: int) -> DeviceData:
+    """One device's images: its own ``source`` (a name or a folder) where it has one, else its share of the run's data.
+
+    Raises:
+        DataError: as ``device_share`` does, or the device's data does not fit the run's.
+    """
+    if not source:
+        return device_share(config, run_data(config), partition_id, partitions)
+    return _own_share(config, source, partition_id, partitions)
+
+
+@lru_cache(maxsize=2)
+def _own_share(config: RunConfig, source: str, partition_id: int, partitions: int) -> DeviceData:
+    wanted = data_description(config)
+    _, height, width = wanted.image_shape
+    data = load_data(
+        source,
+        image_side=config.image_side or (height if height == width else None),
+        train_limit=config.train_limit or None,
+        test_limit=config.test_limit or None,
+        seed=config.seed,
+    )
+    return device_share(config, fit_data(data, wanted), partition_id, partitions)
 
 
 def device_share(config: RunConfig, data: ImageData, partition_id: int, partitions: int) -> DeviceData:

@@ -47,6 +47,15 @@ DEVICES_FAILED = Metric(
 DEVICES_MISSING = Metric(
     name="neuroflux_devices_missing_total", kind="counter", help="Answers that did not come before the deadline."
 )
+TASKS_RESENT = Metric(
+    name="neuroflux_tasks_resent_total", kind="counter", help="Tasks sent again to devices that had been lost."
+)
+LATE_ANSWERS = Metric(
+    name="neuroflux_late_answers_total",
+    kind="counter",
+    labels=("fate",),
+    help="Answers that came after their round; fate is used (at a discount) or dropped.",
+)
 TRAFFIC_BYTES = Metric(
     name="neuroflux_traffic_bytes_total",
     kind="counter",
@@ -97,9 +106,9 @@ DEVICE_DEADLINES = Metric(
 )
 
 CATALOGUE = (
-    ROUND, STAGE, EXIT_ACCURACY, UNIT_CONTRIBUTORS, UPDATES_REJECTED, DEVICES_FAILED, DEVICES_MISSING, TRAFFIC_BYTES,
-    ROUND_SECONDS, DEVICE_BUDGET_BYTES, DEVICE_PEAK_BYTES, DEVICE_THROUGHPUT, DEVICE_OOM_RETRIES,
-    DEVICE_CACHE_BYTES, DEVICE_CACHE_REFUSALS, DEVICE_DEADLINES,
+    ROUND, STAGE, EXIT_ACCURACY, UNIT_CONTRIBUTORS, UPDATES_REJECTED, DEVICES_FAILED, DEVICES_MISSING, TASKS_RESENT,
+    LATE_ANSWERS, TRAFFIC_BYTES, ROUND_SECONDS, DEVICE_BUDGET_BYTES, DEVICE_PEAK_BYTES, DEVICE_THROUGHPUT,
+    DEVICE_OOM_RETRIES, DEVICE_CACHE_BYTES, DEVICE_CACHE_REFUSALS, DEVICE_DEADLINES,
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,11 +11,13 @@ from pathlib import Path
 
 from neuroflux_fl.activation_cache import PRECISIONS
 from neuroflux_fl.block_training import TrainSettings
+from neuroflux_fl.data.description import DataDescription
 from neuroflux_fl.errors import ConfigError
 from neuroflux_fl.heads import HeadSettings
 from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.sizes import parse_bytes
+from neuroflux_fl.update_codec import PRECISIONS as UPDATE_PRECISIONS
 
 Value = bool | int | float | str
 
@@ -42,6 +45,15 @@ class RunConfig:
     """Use this many training images; 0 uses all."""
     test_limit: int = 0
     """Use this many test images; 0 uses all."""
+    image_shape: str = ""
+    """Channels x height x width, for example 3x32x32. This and the next three describe the data to devices that hold
+    only data of their own; ``neuroflux-fl server`` fills them in, and empty means: as in ``data``."""
+    class_names: str = ""
+    """A JSON list, in the order of the class numbers."""
+    mean: str = ""
+    """Of the pixels scaled to 0..1, a number for each channel, joined by commas."""
+    std: str = ""
+    """Likewise."""
     head: str = "conv"
     """conv or pooled."""
     head_rule: str = "adaptive"
@@ -81,14 +93,29 @@ class RunConfig:
     """Deepening goes on while a stage improves the best exit by more than this."""
     cohort: int = 0
     """Devices in a round; 0 takes all."""
+    over_selection: float = 0.0
+    """Share of devices that a round asks beyond its cohort; it ends when as many as the cohort have answered."""
     quorum: int = 1
-    """Good replies without which a round fails the run."""
+    """Good replies that a round needs; with fewer it waits for devices to come back."""
+    unit_quorum: int = 1
+    """Updates that a unit needs in a round; with fewer it keeps its value."""
     min_nodes: int = 1
-    """Devices to wait for at the start."""
+    """Devices that must be connected for a round to begin."""
     wait_seconds: float = 300.0
-    """How long to wait for them."""
+    """How long to wait for them, and for a quorum."""
     deadline_seconds: float = 0.0
     """Time that a round may take; 0 is no deadline."""
+    reconnect_seconds: float = 90.0
+    """How long a round waits for a device that was lost, to send it its task again. Flower takes up to 60 s to let a
+    restarted device in."""
+    task_attempts: int = 3
+    """How often a task is sent to a device that is lost again and again."""
+    late_rounds: int = 2
+    """An answer that comes up to this many rounds late is still used; 0 uses none."""
+    staleness_discount: float = 0.5
+    """Weight of a late answer for each round that it is late."""
+    update_precision: str = "float32"
+    """What trained units travel in: float32, float16 or int8."""
     poll_seconds: float = 3.0
     """Pause between polls for replies; in-process fleets do not pause."""
     planner: str = "fastest"
@@ -117,6 +144,8 @@ class RunConfig:
     """The server scores exits on the data set's test split; off where the server has no data."""
     out: str = ""
     """Folder for run.json, rounds.jsonl, the fleet's state and the exit; empty writes nothing."""
+    resume: bool = False
+    """Go on from the state in ``out``, where there is one."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -126,6 +155,7 @@ class RunConfig:
             ("aggregation", self.aggregation, AGGREGATIONS),
             ("partition", self.partition, PARTITIONS),
             ("cache-precision", self.cache_precision, tuple(PRECISIONS)),
+            ("update-precision", self.update_precision, UPDATE_PRECISIONS),
         ):
             if value not in allowed:
                 raise ConfigError(f"{name} {value!r} is unknown: choose one of {', '.join(allowed)}.")
@@ -135,6 +165,11 @@ class RunConfig:
             ("patience", self.patience, 1),
             ("stage-units", self.stage_units, 1),
             ("quorum", self.quorum, 1),
+            ("unit-quorum", self.unit_quorum, 1),
+            ("over-selection", self.over_selection, 0),
+            ("reconnect-seconds", self.reconnect_seconds, 0),
+            ("task-attempts", self.task_attempts, 1),
+            ("late-rounds", self.late_rounds, 0),
             ("min-nodes", self.min_nodes, 1),
             ("maximum-batch", self.maximum_batch, 2),
             ("cohort", self.cohort, 0),
@@ -153,10 +188,13 @@ class RunConfig:
             raise ConfigError(f"alpha is {self.alpha}: a Dirichlet partition needs a number above 0, for example 1.0.")
         if not 0 < self.validation_fraction < 1:
             raise ConfigError(f"validation-fraction is {self.validation_fraction}: give a share between 0 and 1.")
+        if not 0 <= self.staleness_discount <= 1:
+            raise ConfigError(f"staleness-discount is {self.staleness_discount}: give a factor from 0 to 1.")
         if not 0 <= self.tolerance <= 1:
             raise ConfigError(f"tolerance is {self.tolerance}: give a share of accuracy from 0 to 1.")
         if self.cache_quota:
             parse_bytes(self.cache_quota)
+        self.data_description()
         # Made here once, so that a bad value is found before anything starts.
         self.budget_list()
         self.head_settings()
@@ -168,6 +206,31 @@ class RunConfig:
         if not self.budgets.strip():
             raise ConfigError("budgets is empty: give at least one size, for example 64MiB.")
         return tuple(parse_bytes(part) for part in self.budgets.split(","))
+
+    def data_description(self) -> DataDescription | None:
+        """The data that devices must have; None where the configuration does not say.
+
+        Raises:
+            ConfigError: only a part is given, or the parts do not fit together.
+        """
+        given = (self.image_shape, self.class_names, self.mean, self.std)
+        if not any(given):
+            return None
+        rule = (
+            f"image-shape {self.image_shape!r}, class-names {self.class_names!r}, mean {self.mean!r} and std "
+            f'{self.std!r} do not describe data: give all four, for example 1x28x28, ["cat", "dog"], 0.5 and 0.25.'
+        )
+        try:
+            channels, height, width = (int(part) for part in self.image_shape.split("x"))
+            mean, std = (tuple(float(part) for part in text.split(",")) for text in (self.mean, self.std))
+            names = json.loads(self.class_names)
+        except ValueError as error:
+            raise ConfigError(rule) from error
+        right_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        right_sizes = min(channels, height, width) > 0 and len(mean) == len(std) == channels
+        if not right_sizes or not right_names or len(set(names)) != len(names) or len(names) < 2 or min(std) <= 0:
+            raise ConfigError(rule)
+        return DataDescription(image_shape=(channels, height, width), class_names=tuple(names), mean=mean, std=std)
 
     def head_settings(self) -> HeadSettings:
         """The heads of all devices."""

@@ -1,7 +1,7 @@
-"""Write ``neuroflux_fl/wire/neuroflux_pb2.py`` and its stub from ``neuroflux.proto``.
+"""Write the Python side of the protobuf sources: ``neuroflux_fl/wire/neuroflux_pb2.py`` and ``clients/agent_pb2.py``.
 
-``python protos/generate.py`` writes both; ``python protos/generate.py --check`` writes nothing and exits with 1 when
-the committed files are not what the source gives. Needs ``grpcio-tools`` and ``mypy-protobuf``.
+``python protos/generate.py`` writes both with their stubs; ``python protos/generate.py --check`` writes nothing and
+exits with 1 when the committed files are not what the sources give. Needs ``grpcio-tools`` and ``mypy-protobuf``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
-WIRE = PROTOS.parent / "neuroflux_fl" / "wire"
-GENERATED = ("neuroflux_pb2.py", "neuroflux_pb2.pyi")
+FOLDERS = {"neuroflux.proto": PROTOS.parent / "neuroflux_fl" / "wire", "agent.proto": PROTOS.parent / "clients"}
+"""Where the files generated from each source belong."""
 
 
 def find_stub_plugin() -> str | None:
@@ -23,8 +23,8 @@ def find_stub_plugin() -> str | None:
     return shutil.which("protoc-gen-mypy", path=str(Path(sys.executable).parent)) or shutil.which("protoc-gen-mypy")
 
 
-def generate(folder: Path) -> None:
-    """Run protoc over ``neuroflux.proto`` and write the generated files into ``folder``.
+def generate(source: str, folder: Path) -> None:
+    """Run protoc over one source and write the generated files into ``folder``.
 
     Raises:
         RuntimeError: protoc or its stub plugin is missing or failed.
@@ -45,18 +45,28 @@ def generate(folder: Path) -> None:
             f"--plugin=protoc-gen-mypy={plugin}",
             f"--python_out={folder}",
             f"--mypy_out=quiet:{folder}",
-            "neuroflux.proto",
+            source,
         ]
     )
     if status != 0:
         raise RuntimeError(f"protoc ended with status {status}: see its message above.")
 
 
+def generated_files(source: str) -> tuple[str, str]:
+    """Names of the files that ``source`` gives."""
+    stem = Path(source).stem
+    return f"{stem}_pb2.py", f"{stem}_pb2.pyi"
+
+
 def stale_files() -> list[str]:
-    """Names of the committed files that differ from what the source gives now."""
-    with tempfile.TemporaryDirectory() as folder:
-        generate(Path(folder))
-        return [name for name in GENERATED if _text(WIRE / name) != _text(Path(folder) / name)]
+    """Names of the committed files that differ from what the sources give now."""
+    stale = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for source, folder in FOLDERS.items():
+            generate(source, Path(temporary))
+            names = generated_files(source)
+            stale += [name for name in names if _text(folder / name) != _text(Path(temporary) / name)]
+    return stale
 
 
 def _text(path: Path) -> str | None:
@@ -65,12 +75,13 @@ def _text(path: Path) -> str | None:
 
 def main() -> int:
     """Generate or check; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Generate the Python side of neuroflux.proto.")
+    parser = argparse.ArgumentParser(description="Generate the Python side of the protobuf sources.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the committed files are stale")
     arguments = parser.parse_args()
     try:
         if not arguments.check:
-            generate(WIRE)
+            for source, folder in FOLDERS.items():
+                generate(source, folder)
             return 0
         stale = stale_files()
     except RuntimeError as error:

@@ -25,12 +25,12 @@ class _Part:
     parameters: slice
     buffers: slice
     contributors: int = 0
-    examples: float = 0.0
+    weight: float = 0.0
     weighted_steps: float = 0.0
 
     @property
     def mean_steps(self) -> float:
-        return self.weighted_steps / self.examples
+        return self.weighted_steps / self.weight
 
 
 @dataclass(slots=True)
@@ -43,12 +43,12 @@ class _UnitSum:
     chunk: NDArray[np.float32] = field(default_factory=lambda: np.empty(_CHUNK, np.float32))
 
     def add(
-        self, part: _Part, update: UnitUpdate, array: NDArray[np.float32], current: NDArray[np.float32], steps: float
+        self, part: _Part, weight: float, array: NDArray[np.float32], current: NDArray[np.float32], steps: float
     ) -> None:
         part.contributors += 1
-        part.examples += update.examples
-        part.weighted_steps += update.examples * steps
-        share = update.examples / part.examples
+        part.weight += weight
+        part.weighted_steps += weight * steps
+        share = weight / part.weight
         self._fold(part.parameters, array, current, share, 1.0 / steps)
         self._fold(part.buffers, array, current, share, 1.0)
 
@@ -98,8 +98,10 @@ class UnitAggregator:
         self._rule = rule
         self._sums: dict[int, _UnitSum] = {}
 
-    def add(self, update: UnitUpdate, array: NDArray[np.float32]) -> None:
+    def add(self, update: UnitUpdate, array: NDArray[np.float32], *, discount: float = 1.0) -> None:
         """Add one device's unit, and its head when ``update.has_head``; ``array`` is not kept.
+
+        ``discount`` is a factor on the device's weight, which is otherwise its number of examples.
 
         Raises:
             WireError: unknown unit, wrong size or dtype, no examples, or no steps under fednova. Nothing was added.
@@ -109,23 +111,27 @@ class UnitAggregator:
             raise WireError(f"Update is for unit {update.unit}; the model has units {sorted(self._layouts)}.")
         _require_fit(f"Update of unit {update.unit}", array, layout.size(update.has_head))
         steps = update.effective_steps if self._rule == "fednova" else 1.0
-        if update.examples < 1 or steps <= 0:
-            raise WireError(f"Update of unit {update.unit} has {update.examples} examples and {steps} effective steps.")
+        weight = update.examples * discount
+        if weight <= 0 or steps <= 0:
+            raise WireError(f"Update of unit {update.unit} has weight {weight} and {steps} effective steps.")
         total = self._sums.get(update.unit)
         if total is None:
             total = self._sums[update.unit] = _empty_sum(layout)
         current = self._current[update.unit]
-        total.add(total.body, update, array, current, steps)
+        total.add(total.body, weight, array, current, steps)
         if update.has_head:
-            total.add(total.head, update, array, current, steps)
+            total.add(total.head, weight, array, current, steps)
 
-    def result(self) -> dict[int, NDArray[np.float32]]:
+    def result(self, *, quorum: int = 1) -> dict[int, NDArray[np.float32]]:
         """New global packed array of every unit, heads included; ends this aggregator.
 
-        What nobody trained keeps its value. A unit without any update is ``current``'s own array, not a copy.
+        What nobody trained keeps its value, and so does a unit with fewer than ``quorum`` updates: it is ``current``'s
+        own array, not a copy.
         """
         arrays = dict(self._current)
         for unit, total in self._sums.items():
+            if total.body.contributors < quorum:
+                continue
             for part in (total.body, total.head):
                 factor = part.mean_steps if self._rule == "fednova" and part.contributors else 1.0
                 for piece in _pieces(part.parameters):

@@ -42,6 +42,8 @@ class DeviceTotals:
     """Activations that its quota or its disk had no room for, and that were computed anew for every batch."""
     deadlines_reached: int = 0
     """Tasks that the deadline cut short."""
+    update_error: float = 0.0
+    """The largest coding error of an update so far, as a share of what training moved."""
 
     def described(self, capabilities: Capabilities) -> DeviceTotals:
         """With what the device says of itself."""
@@ -81,6 +83,7 @@ class DeviceTotals:
             cache_hits=self.cache_hits + report.cache_hits,
             cache_refusals=self.cache_refusals + report.cache_refusals,
             deadlines_reached=self.deadlines_reached + report.deadline_reached,
+            update_error=max(self.update_error, report.update_error),
         )
 
     @property

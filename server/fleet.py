@@ -5,42 +5,41 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from neuroflux_fl.errors import FleetError, StorageError, WireError
 from neuroflux_fl.evaluation import Score
-from neuroflux_fl.local_network import EMPTY_PREFIX, LocalNetwork, prefix_version, unit_digest
-from neuroflux_fl.packing import PackLayout, unit_key
-from neuroflux_fl.planning import PlannerSettings
+from neuroflux_fl.local_network import LocalNetwork
+from neuroflux_fl.packing import PackLayout
 from neuroflux_fl.run_config import RunConfig
-from neuroflux_fl.wire import Capabilities, EvaluateReport, EvaluateTask, ExitScore, TrainReport, TrainTask
-from server.aggregation import UnitAggregator
+from neuroflux_fl.wire import PREFIX_NEEDED, EvaluateReport, EvaluateTask, TrainTask
+from server.aggregation import Rule
 from server.cohort import draw_cohort
 from server.device_totals import DeviceTotals
+from server.fleet_round import FleetRound
 from server.fleet_state import FleetState, RoundRecord
-from server.rounds import PhaseResult, require_quorum, run_phase, wait_for_nodes
+from server.outstanding_tasks import OutstandingTasks
+from server.records import content_bytes, read_bytes
+from server.roster import Roster
+from server.round_sums import RoundSums, add_scores
+from server.rounds import PhaseResult, Resending, pull_late, run_phase, wait_for_nodes
+from server.run_status import RunStatus, StatusListener
 from server.schedule import Stage, advance, joint_stages, rounds_per_stage, stages_of
-from server.update_checks import check_update
+from server.task_messages import TaskMessages
 
 logger = logging.getLogger(__name__)
 
 Packed = NDArray[np.float32]
 
-
-@dataclass(slots=True)
-class _Device:
-    """A connected device, as far as the protocol needs it."""
-
-    node_id: int
-    capabilities: Capabilities
-    held_prefix: str = EMPTY_PREFIX
-    """Version of the prefix that the device is known to hold."""
+_SHORTEST_PAUSE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +73,7 @@ class Fleet:
         observer: Observer | None = None,
         checkpoint: Checkpoint | None = None,
         tester: Tester | None = None,
+        on_status: StatusListener | None = None,
     ) -> None:
         self._grid = grid
         self._config = config
@@ -81,12 +81,12 @@ class Fleet:
         self._observer = observer
         self._checkpoint = checkpoint
         self._tester = tester
-        self._arrays: dict[int, Packed] = {unit: network.initial(unit, config.seed) for unit in range(len(network))}
-        self._on_the_wire: dict[int, Array] = {}
-        self._digests: dict[int, str] = {}
-        self._devices: dict[int, _Device] = {}
-        self._totals: dict[int, DeviceTotals] = {}
+        self._on_status = on_status
+        self._status = RunStatus(phase="starting", rounds=config.num_server_rounds)
+        self._roster = Roster(grid, config)
+        self._outstanding = OutstandingTasks()
         self._trained_heads: set[int] = set()
+        self._set_arrays({unit: network.initial(unit, config.seed) for unit in range(len(network))})
 
     def run(self, resume_from: tuple[FleetState, dict[int, Packed]] | None = None) -> FleetResult:
         """Query, train round after round, and score the exits of the result.
@@ -105,22 +105,24 @@ class Fleet:
         state = FleetState()
         if resume_from is not None:
             self._require_same_run(*resume_from, stages)
-            state, self._arrays = resume_from
+            state, arrays = resume_from
+            self._set_arrays(arrays)
             self._trained_heads = set(state.trained_exits)
-            self._totals = {totals.node_id: totals for totals in state.devices}
+            self._roster.totals = {totals.node_id: totals for totals in state.devices}
         seconds_before = state.seconds
+        self._tell(phase="waiting", round=state.round)
         nodes = wait_for_nodes(self._grid, config.min_nodes, config.wait_seconds, max(0.1, config.poll_seconds))
-        self._query(nodes)
+        self._roster.found(nodes)
         while not state.schedule.finished and state.round < config.num_server_rounds:
             stage = stages[state.schedule.stage_index]
             try:
-                eligible = self._eligible(stage)
+                self._roster.able(stage)
             except FleetError as error:
                 if not self._trained_heads:
                     raise
                 logger.warning("%s Training ends with the units before them.", error)
                 break
-            record = self._round(state, stage, bounds[stage.index], eligible)
+            record = self._round(state, stage, bounds[stage.index])
             rounds_left = config.num_server_rounds - record.round
             accuracy = record.exits.get(stage.last_unit)
             last_of_stage = state.schedule.rounds_in_stage + 1 >= bounds[stage.index] or rounds_left == 0
@@ -143,7 +145,7 @@ class Fleet:
                 schedule=schedule,
                 history=(*state.history, record),
                 trained_exits=tuple(sorted(self._trained_heads)),
-                devices=tuple(self._totals[node] for node in sorted(self._totals)),
+                devices=self._roster.totals_in_order(),
                 seconds=seconds_before + time.monotonic() - started,
             )
             if self._checkpoint is not None:
@@ -156,9 +158,10 @@ class Fleet:
         )
         state = replace(
             state,
-            devices=tuple(self._totals[node] for node in sorted(self._totals)),
+            devices=self._roster.totals_in_order(),
             seconds=seconds_before + time.monotonic() - started,
         )
+        self._tell(phase="finished")
         return FleetResult(
             state=state,
             arrays=self._arrays,
@@ -173,29 +176,6 @@ class Fleet:
                 "or start a new one in another folder."
             )
 
-    def _query(self, nodes: Sequence[int]) -> None:
-        malformed: list[int] = []
-
-        def on_reply(reply: Message) -> None:
-            node_id = reply.metadata.src_node_id
-            try:
-                data = reply.content.config_records["config"]["capabilities"]
-                capabilities = Capabilities.from_bytes(_as_bytes(data))
-            except (WireError, KeyError):
-                malformed.append(node_id)
-                return
-            self._devices[node_id] = _Device(node_id, capabilities)
-            totals = self._totals.get(node_id, DeviceTotals(node_id=node_id))
-            self._totals[node_id] = totals.described(capabilities)
-
-        messages = [Message(RecordDict(), node, "query.capabilities", group_id="0") for node in nodes]
-        phase = self._phase(messages, on_reply, least_seconds=self._config.wait_seconds)
-        if not self._devices:
-            reasons = "; ".join(sorted(set(phase.failed.values()))) or (
-                "answers that do not parse" if malformed else "no answer before the deadline"
-            )
-            raise FleetError(f"None of {len(nodes)} devices answered the capability query: {reasons}")
-
     def _stages(self) -> tuple[Stage, ...]:
         count = len(self._layouts)
         if self._config.method != "neuroflux" or self._config.schedule == "joint":
@@ -207,79 +187,88 @@ class Fleet:
         spread = rounds_per_stage(self._config.num_server_rounds, len(stages))
         return tuple(max(1, rounds) for rounds in spread)
 
-    def _eligible(self, stage: Stage) -> list[int]:
-        """Devices that can do something for the stage."""
-        if self._config.method == "backprop-all":
-            return sorted(self._devices)
-        if self._config.method == "backprop-fitting":
-            able = [node for node, device in self._devices.items() if device.capabilities.holds_backprop]
-            if not able:
-                raise FleetError(
-                    f"None of {len(self._devices)} devices has the memory for backpropagation: raise the budgets, "
-                    "choose a narrower model, or use method neuroflux."
-                )
-            return sorted(able)
-        planner = self._config.planner_settings(examples=self._config.maximum_batch)
-        able = [node for node, device in self._devices.items() if _may_train(device.capabilities, stage, planner)]
-        if not able:
-            raise FleetError(
-                f"None of {len(self._devices)} devices has the memory for any of units {stage.first_unit} to "
-                f"{stage.last_unit}: raise the budgets or choose a narrower model."
-            )
-        return sorted(able)
+    def _set_arrays(self, arrays: dict[int, Packed]) -> None:
+        self._arrays = arrays
+        self._messages = TaskMessages(arrays, self._layouts, self._time_to_live())
 
-    def _round(self, state: FleetState, stage: Stage, rounds_in_stage: int, eligible: Sequence[int]) -> RoundRecord:
+    def _time_to_live(self) -> float | None:
+        """Seconds after which Flower forgets a task: what comes later could not be used."""
+        deadline = self._config.deadline_seconds
+        return (2 + 1.5 * self._config.late_rounds) * deadline if deadline else None
+
+    def _round(self, state: FleetState, stage: Stage, rounds_in_stage: int) -> RoundRecord:
         config, number = self._config, state.round + 1
-        started = time.monotonic()
-        cohort = draw_cohort(eligible, config.cohort or len(eligible), config.seed, number)
-        aggregator = UnitAggregator(
-            self._layouts, self._arrays, "fednova" if config.aggregation == "fednova" else "fedavg"
-        )
-        scores: dict[int, Score] = {}
-        rejected: dict[str, int] = {}
-        bytes_up = bytes_down = 0
-        messages = []
-        for node in cohort:
-            message, size = self._train_message(self._devices[node], stage, state, rounds_in_stage)
-            self._totals[node] = self._totals[node].sent(size)
-            bytes_down += size
-            messages.append(message)
+        self._outstanding.forget_before(number - config.late_rounds)
+        rule: Rule = "fednova" if config.aggregation == "fednova" else "fedavg"
+        sums = RoundSums(stage, self._layouts, self._arrays, rule, config.update_precision)
+        work = FleetRound(number, sums, self._roster, self._outstanding, config.staleness_discount)
+        rate_scale = _rate_scale(state.schedule.rounds_in_stage, rounds_in_stage)
+        message_to = partial(self._train_message, work, stage, rate_scale)
 
         def on_reply(reply: Message) -> None:
-            nonlocal bytes_up
-            device = self._devices[reply.metadata.src_node_id]
-            size = _content_bytes(reply.content)
-            bytes_up += size
-            try:
-                report = TrainReport.from_bytes(_as_bytes(reply.content.config_records["config"]["report"]))
-            except (WireError, KeyError):
-                rejected["malformed"] = rejected.get("malformed", 0) + 1
-                return
-            self._totals[device.node_id] = self._totals[device.node_id].trained(report, size)
-            device.held_prefix = report.prefix_version
-            _add_scores(scores, report.exits, stage.units)
-            self._take_updates(device, report, reply, number, stage, aggregator, rejected)
+            work.take(reply)
+            self._tell(answered=len(work.received))
 
-        phase = self._phase(messages, on_reply)
-        require_quorum(len(phase.received), config.quorum, number)
-        self._arrays = aggregator.result()
-        self._on_the_wire.clear()
-        self._digests.clear()
-        self._trained_heads |= {unit for unit, count in aggregator.head_contributors.items() if count}
-        exits = {unit: score.accuracy for unit, score in sorted(scores.items()) if score.total}
-        return RoundRecord(
-            round=number,
-            stage=stage.index,
-            exits=exits,
-            test=self._test(stage),
-            contributors={unit: count for unit, count in aggregator.contributors.items() if count},
-            seconds=time.monotonic() - started,
-            bytes_up=bytes_up,
-            bytes_down=bytes_down,
-            rejected=rejected,
-            failed=len(phase.failed),
-            missing=len(phase.missing),
-        )
+        for attempt in range(config.task_attempts):
+            free = self._free_devices(stage, work)
+            size = min(config.cohort or len(free), len(free)) if attempt == 0 else len(free)
+            cohort = draw_cohort(free, math.ceil(size * (1 + config.over_selection)), config.seed, number)
+            enough = work.ask(cohort, size)
+            self._tell(
+                phase="training", round=number, stage=stage.index, wanted=work.wanted, answered=len(work.received),
+                failed=0, late=len(self._outstanding.message_ids),
+            )  # fmt: skip
+            phase = self._phase(cohort, message_to, on_reply, enough=enough, on_late=work.take_late)
+            work.end_phase(phase, self._arrays if config.late_rounds else {}, self._time_to_live())
+            if len(work.received) >= config.quorum:
+                break
+            logger.warning("Round %d: %d good replies; the quorum is %d.", number, len(work.received), config.quorum)
+        else:
+            raise FleetError(
+                f"Round {number} got {len(work.received)} good replies; the quorum is {config.quorum}. See the "
+                "failures logged above, allow a longer deadline, or lower the quorum; the run can be resumed."
+            )
+        self._set_arrays(sums.aggregator.result(quorum=config.unit_quorum))
+        self._trained_heads |= sums.trained_heads(config.unit_quorum)
+        record = work.record(self._test(stage))
+        self._tell(contributors=record.contributors, exits=record.exits, test=record.test)
+        return record
+
+    def _free_devices(self, stage: Stage, work: FleetRound) -> list[int]:
+        """Connected devices that can work for the stage and have neither answered nor an old task to end.
+
+        Waits until there are some; admits newcomers.
+
+        Raises:
+            FleetError: there were none, or fewer connected than ``min-nodes``, for ``wait-seconds``.
+        """
+
+        def ready() -> list[int]:
+            connected = self._roster.admit_newcomers()
+            self._tell(nodes=len(connected))
+            present = connected & self._roster.devices.keys()
+            free = (self._roster.able(stage) & present) - self._outstanding.busy_nodes - work.received
+            if len(present) < self._config.min_nodes or not free:
+                # Old tasks may be what devices are busy with.
+                pull_late(self._grid, self._outstanding.message_ids, work.take_late)
+                return []
+            return sorted(free)
+
+        return self._wait_until(ready, f"{self._config.min_nodes} connected and one free to train")
+
+    def _wait_until(self, ready: Callable[[], list[int]], wanted: str) -> list[int]:
+        """What ``ready`` gives, as soon as it gives something."""
+        end = time.monotonic() + self._config.wait_seconds
+        while not (nodes := ready()):
+            if time.monotonic() >= end:
+                raise FleetError(
+                    f"{len(set(self._grid.get_node_ids()))} devices were connected after "
+                    f"{self._config.wait_seconds:g} s of waiting; needed: {wanted}. Start more devices, lower "
+                    "min-nodes, or allow more time with wait-seconds; the run can be resumed."
+                )
+            self._tell(phase="waiting")
+            time.sleep(max(_SHORTEST_PAUSE, self._config.poll_seconds))
+        return nodes
 
     def _test(self, stage: Stage) -> dict[int, float]:
         if self._tester is None:
@@ -287,179 +276,101 @@ class Fleet:
         first = stage.first_unit if self._config.method == "neuroflux" else stage.last_unit
         return self._tester(self._arrays, first, stage.last_unit)
 
-    def _train_message(
-        self, device: _Device, stage: Stage, state: FleetState, rounds_in_stage: int
-    ) -> tuple[Message, int]:
-        config = self._config
-        version = self._prefix_version(stage.first_unit)
-        sends_prefix = stage.first_unit > 0 and device.held_prefix != version
+    def _train_message(self, work: FleetRound, stage: Stage, rate_scale: float, node_id: int) -> Message:
+        config, device = self._config, self._roster.devices[node_id]
+        version = self._messages.prefix_version(stage.first_unit)
         task = TrainTask(
-            round=state.round + 1,
+            round=work.number,
             first_unit=stage.first_unit,
             last_unit=stage.last_unit,
             epochs=config.local_epochs,
-            first_epoch=state.round * config.local_epochs,
+            first_epoch=(work.number - 1) * config.local_epochs,
             deadline_seconds=config.deadline_seconds,
             prefix_version=version,
-            sends_prefix=sends_prefix,
-            learning_rate_scale=_rate_scale(state.schedule.rounds_in_stage, rounds_in_stage),
+            sends_prefix=stage.first_unit > 0 and device.held_prefix != version,
+            learning_rate_scale=rate_scale,
+            update_precision=config.update_precision,
         )
-        units = range(0 if sends_prefix else stage.first_unit, stage.last_unit + 1)
-        content = self._content(units, task.to_bytes())
-        return self._message(content, device.node_id, "train", task.round), _content_bytes(content)
+        message = self._messages.make("train", task, node_id)
+        work.count_sent(node_id, content_bytes(message.content))
+        return message
 
     def _evaluate(self, round: int, first_unit: int, last_unit: int) -> dict[int, Score]:
         scores: dict[int, Score] = {}
-        version = self._prefix_version(first_unit)
-        version_after = self._prefix_version(last_unit + 1)
-        units = range(first_unit, last_unit + 1)
-        messages = []
-        for device in self._devices.values():
-            sends_prefix = first_unit > 0 and device.held_prefix != version
+        version = self._messages.prefix_version(first_unit)
+        version_after = self._messages.prefix_version(last_unit + 1)
+
+        def message_to(node_id: int) -> Message:
             task = EvaluateTask(
                 round=round,
                 first_unit=first_unit,
                 last_unit=last_unit,
                 prefix_version=version,
-                sends_prefix=sends_prefix,
+                sends_prefix=first_unit > 0 and self._roster.devices[node_id].held_prefix != version,
             )
-            content = self._content(range(0 if sends_prefix else first_unit, last_unit + 1), task.to_bytes())
-            self._totals[device.node_id] = self._totals[device.node_id].sent(_content_bytes(content))
-            messages.append(self._message(content, device.node_id, "evaluate", round))
+            message = self._messages.make("evaluate", task, node_id)
+            self._roster.count(node_id, lambda totals: totals.sent(content_bytes(message.content)))
+            return message
 
         def on_reply(reply: Message) -> None:
-            device = self._devices[reply.metadata.src_node_id]
+            device = self._roster.devices[reply.metadata.src_node_id]
             try:
-                report = EvaluateReport.from_bytes(_as_bytes(reply.content.config_records["config"]["report"]))
-            except (WireError, KeyError):
+                report = EvaluateReport.from_bytes(read_bytes(reply, "report"))
+            except WireError:
                 return  # a device that cannot be understood has no say in the score
-            size = _content_bytes(reply.content)
-            self._totals[device.node_id] = self._totals[device.node_id].evaluated(report.seconds, size)
+            size = content_bytes(reply.content)
+            self._roster.count(device.node_id, lambda totals: totals.evaluated(report.seconds, size))
             device.held_prefix = version_after  # what it scored is the prefix of the next stage
-            _add_scores(scores, report.exits, units)
+            add_scores(scores, report.exits, range(first_unit, last_unit + 1))
 
-        self._phase(messages, on_reply)
+        def ready() -> list[int]:
+            connected = set(self._grid.get_node_ids()) & self._roster.devices.keys()
+            return sorted(connected - self._outstanding.busy_nodes)
+
+        nodes = self._wait_until(ready, "one that can score the model")
+        self._tell(phase="evaluating", wanted=len(nodes), answered=0, failed=0)
+        self._phase(nodes, message_to, on_reply)
         return scores
 
-    def _take_updates(
-        self,
-        device: _Device,
-        report: TrainReport,
-        reply: Message,
-        number: int,
-        stage: Stage,
-        aggregator: UnitAggregator,
-        rejected: dict[str, int],
-    ) -> None:
-        """Add every sound update to the aggregate; count the others by reason."""
-        arrays = reply.content.array_records.get("arrays", ArrayRecord())
-        seen: set[int] = set()
-        for update in report.updates:
-            array = arrays.pop(unit_key(update.unit), None)
-            values = None if array is None else _as_numpy(array)
-            if values is None:
-                reason: str | None = "missing_array" if array is None else "unreadable"
-            else:
-                reason = check_update(
-                    update,
-                    values,
-                    self._layouts.get(update.unit),
-                    report_round=report.round,
-                    expected_round=number,
-                    stage_units=stage.units,
-                    seen_units=seen,
-                    current=self._arrays.get(update.unit),
-                    examples_held=device.capabilities.train_examples,
-                )
-                if reason is None:
-                    aggregator.add(update, values.astype(np.float32, copy=False))
-                    seen.add(update.unit)
-            if reason is not None:
-                rejected[reason] = rejected.get(reason, 0) + 1
-
     def _phase(
-        self, messages: list[Message], on_reply: Callable[[Message], None], *, least_seconds: float = 0.0
+        self,
+        nodes: Collection[int],
+        message_to: Callable[[int], Message],
+        on_reply: Callable[[Message], None],
+        *,
+        enough: int | None = None,
+        on_late: Callable[[str, Message], None] | None = None,
     ) -> PhaseResult:
-        deadline = self._config.deadline_seconds or None
-        # Devices stop at the deadline and then still have to answer: the server allows them a half more.
+        """Send every node its message and handle the replies; a node that is lost gets its message again."""
+        config = self._config
+
+        def resend(node_id: int, reason: str) -> Message:
+            if PREFIX_NEEDED in reason:
+                self._roster.devices[node_id].held_prefix = ""  # it has lost its folder
+            return message_to(node_id)
+
         phase = run_phase(
             self._grid,
-            messages,
-            deadline_seconds=None if deadline is None else max(1.5 * deadline, least_seconds),
+            [message_to(node_id) for node_id in nodes],
+            # Devices stop at the deadline and then still have to answer: the server allows them a half more.
+            deadline_seconds=1.5 * config.deadline_seconds if config.deadline_seconds else None,
             on_reply=on_reply,
-            poll_seconds=self._config.poll_seconds,
+            poll_seconds=config.poll_seconds,
+            enough=enough,
+            resending=Resending(attempts=config.task_attempts, wait_seconds=config.reconnect_seconds, message=resend),
+            late=self._outstanding.message_ids if on_late else (),
+            on_late=on_late,
         )
-        for node, reason in phase.failed.items():
-            logger.warning("Device %d failed: %s", node, reason)
-            if node in self._devices:
-                self._devices[node].held_prefix = ""  # it may have lost its folder: send the prefix again
+        for node_id, reason in phase.failed.items():
+            logger.warning("Device %d failed: %s", node_id, reason)
         return phase
 
-    def _content(self, units: range, task: bytes) -> RecordDict:
-        for unit in units:
-            if unit not in self._on_the_wire:
-                self._on_the_wire[unit] = Array(self._arrays[unit])
-        # Every message of a round shares the same immutable bytes: O(model), not O(cohort).
-        record = ArrayRecord({unit_key(unit): self._on_the_wire[unit] for unit in units})
-        return RecordDict({"arrays": record, "config": ConfigRecord({"task": task})})
-
-    def _message(self, content: RecordDict, node_id: int, kind: str, round: int) -> Message:
-        ttl = 2 * self._config.deadline_seconds or None
-        return Message(content, node_id, kind, group_id=str(round), ttl=ttl)
-
-    def _prefix_version(self, units: int) -> str:
-        for unit in range(units):
-            if unit not in self._digests:
-                self._digests[unit] = unit_digest(self._arrays[unit][: self._layouts[unit].size_without_head])
-        return prefix_version(self._digests[unit] for unit in range(units))
-
-
-def _may_train(capabilities: Capabilities, stage: Stage, planner: PlannerSettings) -> bool:
-    """False where no unit of the stage can fit; the device's own plan, with its own profile, decides the rest."""
-    budget = capabilities.memory_budget_bytes
-    if budget is None or not capabilities.unit_memory:
-        return True
-    return any(
-        # The highest fixed part and the steepest slope may be of different moments: each is a bound, their sum is not.
-        planner.with_margin(max(line.fixed_bytes, planner.minimum_batch * line.bytes_per_sample)) <= budget
-        for line in capabilities.unit_memory
-        if line.unit in stage.units
-    )
-
-
-def _add_scores(scores: dict[int, Score], reported: Sequence[ExitScore], units: range) -> None:
-    """Add a device's scores to the fleet's; those of exits that nobody asked for are left out."""
-    for score in reported:
-        if score.unit in units:
-            scores[score.unit] = scores.get(score.unit, Score(0, 0)) + Score(score.correct, score.total)
+    def _tell(self, **changes: Any) -> None:
+        if self._on_status is not None:
+            self._status = replace(self._status, **changes)
+            self._on_status(self._status)
 
 
 def _rate_scale(rounds_done: int, rounds: int) -> float:
     """Half a cosine over the rounds of a stage, down to a twentieth."""
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, rounds_done / max(1, rounds))))
-
-
-def _content_bytes(content: RecordDict) -> int:
-    """Bytes of arrays and configuration, as they travel; Flower's framing comes on top."""
-    arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
-    values = sum(
-        len(value)
-        for record in content.config_records.values()
-        for value in record.values()
-        if isinstance(value, bytes)
-    )
-    return arrays + values
-
-
-def _as_bytes(value: object) -> bytes:
-    if not isinstance(value, bytes):
-        raise WireError(f"Record holds {type(value).__name__} where bytes are due.")
-    return value
-
-
-def _as_numpy(array: Array) -> NDArray[np.generic] | None:
-    try:
-        values = array.numpy()
-    except Exception:  # a stranger's bytes: NumPy has a dozen ways to say that they are no array
-        return None
-    return values if isinstance(values, np.ndarray) else None  # an archive of arrays is none

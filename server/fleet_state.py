@@ -17,7 +17,7 @@ from server.device_totals import DeviceTotals
 from server.schedule import ScheduleState
 
 STATE_FILE = "fleet.safetensors"
-_FORMAT = 2
+_FORMAT = 3
 _METADATA_KEY = "fleet_state"
 
 
@@ -39,10 +39,18 @@ class RoundRecord:
     bytes_down: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     """Number of rejected updates, by reason."""
+    tasks: int = 0
+    """Devices that were given the round's task. Each has answered well, failed, or is missing."""
     failed: int = 0
-    """Devices that answered with an error."""
+    """Devices that answered with an error, or were lost and did not come back in time."""
     missing: int = 0
-    """Devices that did not answer before the deadline."""
+    """Devices that did not answer before the round's end."""
+    resent: int = 0
+    """Tasks sent again to devices that had been lost."""
+    late_used: int = 0
+    """Answers to earlier tasks that came in this round and were used."""
+    late_dropped: int = 0
+    """Answers to earlier tasks that came in this round and were of no use any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from server.central_test import CentralTest
 from server.device_totals import DeviceTotals
 from server.fleet import Fleet, FleetResult, Observer
 from server.fleet_state import FleetState, RoundRecord
+from server.run_status import StatusListener
 
 RUN_FILE = "run.json"
 ROUNDS_FILE = "rounds.jsonl"
@@ -35,7 +36,12 @@ _PACKAGES = ("neuroflux-fl", "torch", "torchvision", "flwr", "numpy", "protobuf"
 
 
 def execute_run(
-    grid: Grid, config: RunConfig, *, observer: Observer | None = None, resume: bool = False
+    grid: Grid,
+    config: RunConfig,
+    *,
+    observer: Observer | None = None,
+    on_status: StatusListener | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Run a fleet and return its summary, the content of ``run.json``.
 
@@ -49,7 +55,7 @@ def execute_run(
     if out is not None:
         prepare_folder(out)
     data = run_data(config)
-    network = run_network(config, data)
+    network = run_network(config)
     tester = CentralTest(network, data) if config.server_tests else None
     try:
         resume_from = _saved_state(out) if resume and out is not None else None
@@ -66,7 +72,9 @@ def execute_run(
             if out is not None:
                 state.save(out, {unit_key(unit): array for unit, array in arrays.items()})
 
-        fleet = Fleet(grid, config, network, observer=observe, checkpoint=checkpoint, tester=tester)
+        fleet = Fleet(
+            grid, config, network, observer=observe, checkpoint=checkpoint, tester=tester, on_status=on_status
+        )
         result = fleet.run(resume_from)
         summary = summarise(config, data, network, result, tester)
         if out is not None:
@@ -106,11 +114,30 @@ def summarise(
         "rounds": [asdict(record) for record in result.state.history],
         "exits": exits,
         "chosen_exit": next((row for row in exits if row["unit"] == chosen), None),
+        "tasks": _task_counts(result.state.history),
         "bytes_up": sum(device.bytes_up for device in result.state.devices),
         "bytes_down": sum(device.bytes_down for device in result.state.devices),
         "samples": sum(device.samples for device in result.state.devices),
         "device_seconds": sum(device.device_seconds for device in result.state.devices),
         "seconds": result.state.seconds,
+    }
+
+
+def _task_counts(history: Sequence[RoundRecord]) -> dict[str, int]:
+    """Where every task went: ``sent`` is the sum of all others but ``resent``."""
+    sent = sum(record.tasks for record in history)
+    failed = sum(record.failed for record in history)
+    missing = sum(record.missing for record in history)
+    late_used = sum(record.late_used for record in history)
+    late_dropped = sum(record.late_dropped for record in history)
+    return {
+        "sent": sent,
+        "answered": sent - failed - missing,
+        "failed": failed,
+        "late_used": late_used,
+        "late_dropped": late_dropped,
+        "never_answered": missing - late_used - late_dropped,
+        "resent": sum(record.resent for record in history),
     }
 
 

@@ -21,7 +21,8 @@ from neuroflux_fl.cli.output import (
     result_console,
     size_cell,
 )
-from neuroflux_fl.errors import ConfigError, UsageError
+from neuroflux_fl.cli.run_options import configure
+from neuroflux_fl.errors import UsageError
 
 if TYPE_CHECKING:
     from neuroflux_fl.run_config import RunConfig, Value
@@ -90,7 +91,8 @@ def simulate(
         workers = min(cores, devices) if cores > 1 and devices > 1 else 0
     if workers < 0 or threads < 0:
         raise UsageError(f"Workers {workers} and threads {threads} must not be negative.")
-    run_config = _configure(flags, config, set_ or [])
+    # Simulated fleets answer at once: they do not pause between polls.
+    run_config = configure(flags, config, set_ or [], defaults={"poll-seconds": 0.0})
     if resume and out is None:
         raise UsageError("--resume needs --out: the folder of the run that was interrupted.")
     with tempfile.TemporaryDirectory(prefix="neuroflux-fleet-") as folder:
@@ -103,33 +105,6 @@ def simulate(
         print_json(summary)
     else:
         print_summary(summary)
-
-
-def _configure(flags: dict[str, Any], path: Path | None, settings: Sequence[str]) -> RunConfig:
-    """Defaults, then the file, then ``--set``, then flags; simulated fleets do not pause between polls."""
-    from neuroflux_fl.run_config import RunConfig
-
-    values: dict[str, Value] = {"poll-seconds": 0.0}
-    if path is not None:
-        values |= RunConfig.from_toml(path)
-    for setting in settings:
-        key, separator, text = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"Setting {setting!r} has no value: write --set key=value.")
-        values[key] = _parse(text)
-    values |= {key: value for key, value in flags.items() if value is not None}
-    return RunConfig.from_flat(values)
-
-
-def _parse(text: str) -> Value:
-    """A value as TOML would read it; anything else is text."""
-    import tomllib
-
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-    return value if isinstance(value, (bool, int, float, str)) else text
 
 
 def _nodes(config: RunConfig, devices: int, folder: Path) -> dict[int, dict[str, Value]]:
@@ -160,7 +135,7 @@ def _run(
 
     # Bad data and bad shares are found here, before any process is started.
     data = run_data(config)
-    run_network(config, data)
+    run_network(config)
     for node in nodes.values():
         device_share(config, data, int(node["partition-id"]), len(nodes))
     with _metrics_reporter(metrics_port) as report:
@@ -255,7 +230,7 @@ def _show_plans(config: RunConfig, nodes: dict[int, dict[str, Value]], as_json: 
     from neuroflux_fl.planning import plan_backpropagation, plan_units
 
     data = run_data(config)
-    network = run_network(config, data)
+    network = run_network(config)
     profile = run_profile(config, torch.device("cpu"))
     rows = []
     for node in nodes.values():
@@ -326,6 +301,14 @@ def print_summary(summary: dict[str, Any]) -> None:
         devices_hit = [str(row["node_id"]) for row in summary["devices"] if row[key]]
         if devices_hit:
             result_console.print(f"{text} on device {', '.join(devices_hit)}: {remedy}.")
+    if error := max((row["update_error"] for row in summary["devices"]), default=0.0):
+        precision = summary["config"]["update-precision"]
+        result_console.print(f"Updates in {precision} lost at most {100 * error:.2g} % of what training moved.")
+    tasks = summary["tasks"]
+    if tasks["sent"] != tasks["answered"]:
+        result_console.print(
+            "Tasks: " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in tasks.items())
+        )
     result_console.print(
         f"{summary['seconds']:.1f} s, {summary['device_seconds']:.1f} device-seconds, "
         f"{size_cell(summary['bytes_up'])} up, {size_cell(summary['bytes_down'])} down."

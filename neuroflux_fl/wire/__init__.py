@@ -4,6 +4,7 @@ from neuroflux_fl.packing import Entry, PackLayout, unit_key
 from neuroflux_fl.plan import Block, Plan, Window
 from neuroflux_fl.wire.messages import (
     MAX_MESSAGE_BYTES,
+    PREFIX_NEEDED,
     PROTOCOL_VERSION,
     Capabilities,
     EvaluateReport,
@@ -14,6 +15,7 @@ from neuroflux_fl.wire.messages import (
 from neuroflux_fl.wire.parts import BlockReport, ExitScore, Seconds, UnitMemory, UnitUpdate
 
 __all__ = [
+    "PREFIX_NEEDED",
     "MAX_MESSAGE_BYTES",
     "PROTOCOL_VERSION",
     "Block",

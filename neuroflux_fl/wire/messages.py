@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError, Message
 
 from neuroflux_fl.errors import WireError
 from neuroflux_fl.plan import Plan
+from neuroflux_fl.update_codec import PRECISIONS
 from neuroflux_fl.wire import neuroflux_pb2 as pb
 from neuroflux_fl.wire.checks import (
     check_count,
@@ -24,6 +25,8 @@ from neuroflux_fl.wire.plan_codec import check_plan, plan_from_proto, plan_to_pr
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 1024**2
 """No honest message comes near: weights do not travel in these messages."""
+PREFIX_NEEDED = "send the prefix with the task"
+"""In the error of a device that lacks the frozen units before its task."""
 
 _Proto = TypeVar("_Proto", bound=Message)
 
@@ -92,6 +95,8 @@ class TrainTask:
     sends_prefix: bool = False
     """The prefix's arrays are in this message; otherwise the device must hold ``prefix_version`` already."""
     learning_rate_scale: float = 1.0
+    update_precision: str = "float32"
+    """What trained units are to be sent back in."""
 
     def __post_init__(self) -> None:
         """Check every field; raises WireError."""
@@ -102,6 +107,8 @@ class TrainTask:
         check_number("deadline_seconds", self.deadline_seconds)
         check_text("prefix_version", self.prefix_version)
         check_number("learning_rate_scale", self.learning_rate_scale, positive=True)
+        if self.update_precision not in PRECISIONS:
+            raise WireError(f"update_precision is {self.update_precision!r}: must be one of {', '.join(PRECISIONS)}.")
 
     def to_bytes(self) -> bytes:
         """Encode for the network."""
@@ -121,6 +128,7 @@ class TrainTask:
             prefix_version=message.prefix_version,
             sends_prefix=message.sends_prefix,
             learning_rate_scale=message.learning_rate_scale,
+            update_precision=message.update_precision,
         )
 
 
@@ -142,6 +150,8 @@ class TrainReport:
     prefix_version: str = ""
     deadline_reached: bool = False
     """The deadline cut training short; ``updates`` holds the finished blocks."""
+    update_error: float = 0.0
+    """Largest of the units' coding errors, as a share of what training moved."""
 
     def __post_init__(self) -> None:
         """Check every field; raises WireError."""
@@ -152,6 +162,7 @@ class TrainReport:
         check_size("cache_hits", self.cache_hits)
         check_size("cache_bytes", self.cache_bytes)
         check_count("cache_refusals", self.cache_refusals)
+        check_number("update_error", self.update_error)
         check_text("prefix_version", self.prefix_version)
 
     def to_bytes(self) -> bytes:
@@ -187,6 +198,7 @@ class TrainReport:
             cache_hits=message.cache_hits,
             cache_bytes=message.cache_bytes,
             cache_refusals=message.cache_refusals,
+            update_error=message.update_error,
             prefix_version=message.prefix_version,
             deadline_reached=message.deadline_reached,
         )

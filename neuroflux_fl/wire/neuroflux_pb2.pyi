@@ -200,6 +200,7 @@ class TrainTask(_message.Message):
     PREFIX_VERSION_FIELD_NUMBER: _builtins.int
     SENDS_PREFIX_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_SCALE_FIELD_NUMBER: _builtins.int
+    UPDATE_PRECISION_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     round: _builtins.int
     first_unit: _builtins.int
@@ -213,6 +214,8 @@ class TrainTask(_message.Message):
     sends_prefix: _builtins.bool
     """The prefix's arrays are in this message; otherwise the device holds them."""
     learning_rate_scale: _builtins.float
+    update_precision: _builtins.str
+    """How trained units are sent back: float32, float16 or int8 (see neuroflux_fl/update_codec.py)."""
     def __init__(
         self,
         *,
@@ -226,10 +229,11 @@ class TrainTask(_message.Message):
         prefix_version: _builtins.str = ...,
         sends_prefix: _builtins.bool = ...,
         learning_rate_scale: _builtins.float = ...,
+        update_precision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_seconds", b"deadline_seconds", "epochs", b"epochs", "first_epoch", b"first_epoch", "first_unit", b"first_unit", "last_unit", b"last_unit", "learning_rate_scale", b"learning_rate_scale", "prefix_version", b"prefix_version", "protocol_version", b"protocol_version", "round", b"round", "sends_prefix", b"sends_prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_seconds", b"deadline_seconds", "epochs", b"epochs", "first_epoch", b"first_epoch", "first_unit", b"first_unit", "last_unit", b"last_unit", "learning_rate_scale", b"learning_rate_scale", "prefix_version", b"prefix_version", "protocol_version", b"protocol_version", "round", b"round", "sends_prefix", b"sends_prefix", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -384,6 +388,7 @@ class TrainReport(_message.Message):
     PREFIX_VERSION_FIELD_NUMBER: _builtins.int
     DEADLINE_REACHED_FIELD_NUMBER: _builtins.int
     CACHE_REFUSALS_FIELD_NUMBER: _builtins.int
+    UPDATE_ERROR_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     round: _builtins.int
     cache_hits: _builtins.int
@@ -393,6 +398,8 @@ class TrainReport(_message.Message):
     """The deadline cut training short; updates holds the finished blocks."""
     cache_refusals: _builtins.int
     """Activations that quota or disk had no room for, so that they were computed anew for every batch."""
+    update_error: _builtins.float
+    """Largest of the units' coding errors, as a share of what training moved."""
     @_builtins.property
     def plan(self) -> Global___Plan: ...
     @_builtins.property
@@ -420,10 +427,11 @@ class TrainReport(_message.Message):
         prefix_version: _builtins.str = ...,
         deadline_reached: _builtins.bool = ...,
         cache_refusals: _builtins.int = ...,
+        update_error: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "seconds", b"seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cache_bytes", b"cache_bytes", "cache_hits", b"cache_hits", "cache_refusals", b"cache_refusals", "deadline_reached", b"deadline_reached", "exits", b"exits", "plan", b"plan", "prefix_version", b"prefix_version", "protocol_version", b"protocol_version", "round", b"round", "seconds", b"seconds", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cache_bytes", b"cache_bytes", "cache_hits", b"cache_hits", "cache_refusals", b"cache_refusals", "deadline_reached", b"deadline_reached", "exits", b"exits", "plan", b"plan", "prefix_version", b"prefix_version", "protocol_version", b"protocol_version", "round", b"round", "seconds", b"seconds", "update_error", b"update_error", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,10 +9,12 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict, UserConfig
 
 from clients.app import app
-from neuroflux_fl.fleet_model import run_data, run_network
+from clients.request import DeviceAnswer, DeviceRequest
+from clients.tasks import perform
+from neuroflux_fl.fleet_model import run_network
 from neuroflux_fl.local_network import EMPTY_PREFIX
 from neuroflux_fl.run_config import RunConfig
-from neuroflux_fl.wire import Capabilities, EvaluateReport, EvaluateTask, TrainReport, TrainTask
+from neuroflux_fl.wire import PREFIX_NEEDED, Capabilities, EvaluateReport, EvaluateTask, TrainReport, TrainTask
 from server.grid import InProcessGrid
 
 CONFIG = RunConfig(model="vgg11", width=0.05, train_limit=100, test_limit=20, partition="iid", local_epochs=1, views=1)
@@ -33,7 +35,7 @@ def grid(tmp_path: Path) -> InProcessGrid:
 def ask(
     grid: InProcessGrid, kind: str, task: bytes | str | None = None, units: range = range(0), node: int = 1
 ) -> Message:
-    network = run_network(CONFIG, run_data(CONFIG))
+    network = run_network(CONFIG)
     arrays = ArrayRecord({f"unit-{unit:03d}": Array(network.initial(unit, 0)) for unit in units})
     content = RecordDict({"arrays": arrays, "config": ConfigRecord({} if task is None else {"task": task})})
     (reply,) = grid.send_and_receive([Message(content, node, kind)])
@@ -55,6 +57,21 @@ def test_query_is_answered_with_capabilities(grid: InProcessGrid) -> None:
 
     answer = Capabilities.from_bytes(as_bytes(reply.content.config_records["config"]["capabilities"]))
     assert (answer.device_class, answer.memory_budget_bytes) == ("test", 64 * 1024**2)
+
+
+def test_work_in_this_process_begins_with_its_preparation(grid: InProcessGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def noted(request: DeviceRequest) -> DeviceAnswer:
+        done.append(request.kind)
+        return perform(request)
+
+    monkeypatch.setattr("clients.process.prepare_process", lambda: done.append("prepared"))
+    monkeypatch.setattr("clients.tasks.perform", noted)
+
+    ask(grid, "query.capabilities")
+
+    assert done == ["prepared", "capabilities"]
 
 
 def test_training_is_answered_with_report_arrays_and_examples(grid: InProcessGrid) -> None:
@@ -93,7 +110,7 @@ def test_refused_task_is_an_error_reply(grid: InProcessGrid) -> None:
 
     reply = ask(grid, "train", task.to_bytes(), range(2, 4))
 
-    assert reply.error.reason == "WireError: Prefix of 2 units is not on this device: send it with the task."
+    assert reply.error.reason == f"WireError: Prefix of 2 units is not on this device: {PREFIX_NEEDED}."
 
 
 def test_bad_node_configuration_is_an_error_reply(grid: InProcessGrid) -> None:

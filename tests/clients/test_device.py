@@ -23,6 +23,7 @@ from neuroflux_fl.local_network import EMPTY_PREFIX
 from neuroflux_fl.packing import unit_key
 from neuroflux_fl.run_config import RunConfig
 from neuroflux_fl.unit_store import UnitStore
+from neuroflux_fl.update_codec import coding_error, decode_update
 from neuroflux_fl.wire import EvaluateTask, TrainTask
 
 CPU = torch.device("cpu")
@@ -42,13 +43,13 @@ MakeDevice = Callable[..., Device]
 
 @pytest.fixture
 def make_device(tmp_path: Path) -> MakeDevice:
-    def make(budget_bytes: int = 64 * 1024**2, **changes: Any) -> Device:
+    def make(budget_bytes: int = 64 * 1024**2, *, folder: str = "device", **changes: Any) -> Device:
         identity = Identity(
             partition_id=0,
             partitions=2,
             budget_bytes=budget_bytes,
             device_class="test",
-            folder=tmp_path / "device",
+            folder=tmp_path / folder,
             device=CPU,
         )
         return Device(replace(CONFIG, **changes), identity)
@@ -120,7 +121,7 @@ def test_report_tells_what_was_done(make_device: MakeDevice) -> None:
 
 
 def test_task_is_a_function_of_what_was_sent(make_device: MakeDevice) -> None:
-    first, second = make_device(), make_device()
+    first, second = make_device(folder="first"), make_device(folder="second")
 
     _, one = first.train(make_task(0, 1), arrays_of(first, 0, 1))
     _, two = second.train(make_task(0, 1), arrays_of(second, 0, 1))
@@ -172,7 +173,7 @@ def test_deadline_between_blocks_sends_the_finished_ones(
     device = make_device(needed(0, 4))
     clock = SimpleNamespace(now=0.0)
     for module in (device_module, device_training, block_training):
-        fake = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=time.perf_counter)
+        fake = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=time.perf_counter, time=time.time)
         monkeypatch.setattr(module, "time", fake)
 
     def train_and_jump(*args: Any, **options: Any) -> Any:
@@ -236,3 +237,33 @@ def test_arrays_must_fit_the_model(make_device: MakeDevice, change: Callable[[An
 def test_unit_must_be_of_the_model(make_device: MakeDevice) -> None:
     with pytest.raises(WireError, match="Task is for unit 8; the model has units 0 to 7"):
         make_device().train(make_task(0, 8), {})
+
+
+@pytest.mark.parametrize(("precision", "largest_error"), [("float16", 1e-3), ("int8", 0.05)])
+def test_update_is_coded_as_the_task_asks(make_device: MakeDevice, precision: str, largest_error: float) -> None:
+    device = make_device(needed(0, 4))
+    report, trained = device.train(make_task(0, 1), arrays_of(device, 0, 1))
+    task = make_task(0, 1, update_precision=precision)
+
+    coded_report, coded = device.train(task, arrays_of(device, 0, 1))
+    again, coded_again = device.train(task, arrays_of(device, 0, 1))  # answered from the journal
+
+    assert report.update_error == 0
+    assert 0 < coded_report.update_error < largest_error
+    for unit in (0, 1):
+        key, base = unit_key(unit), device.network.initial(unit, 0)
+        decoded = decode_update(coded[key], base, len(base), precision)
+        assert coding_error(trained[key], decoded, base) <= coded_report.update_error
+        np.testing.assert_array_equal(coded_again[key], coded[key])
+    assert again.update_error == coded_report.update_error
+
+
+def test_task_of_a_resumed_run_is_the_same_task(make_device: MakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, trained = make_device(needed(0, 4)).train(make_task(0, 1), arrays_of(make_device(1), 0, 1))
+    monkeypatch.setattr(device_training, "train_block", None)  # nothing may be trained again
+
+    resumed = make_device(needed(0, 4), resume=True, out="runs/elsewhere")
+    _, answered = resumed.train(make_task(0, 1), arrays_of(resumed, 0, 1))
+
+    for key, array in trained.items():
+        np.testing.assert_array_equal(answered[key], array)

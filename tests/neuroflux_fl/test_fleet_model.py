@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from neuroflux_fl.data.description import DataDescription
 from neuroflux_fl.device_training import DeviceData
 from neuroflux_fl.errors import DataError
-from neuroflux_fl.fleet_model import device_share, run_data, run_network
+from neuroflux_fl.fleet_model import (
+    data_description,
+    describe_data,
+    device_data,
+    device_share,
+    run_data,
+    run_network,
+)
 from neuroflux_fl.run_config import RunConfig
 
 CONFIG = RunConfig(model="vgg11", width=0.05, train_limit=160, test_limit=40, seed=5)
@@ -75,10 +84,21 @@ def test_device_outside_the_fleet_is_refused(device: int) -> None:
 
 
 def test_network_fits_the_data() -> None:
-    data = run_data(CONFIG)
-
-    network = run_network(CONFIG, data)
+    network = run_network(CONFIG)
 
     assert (network.chain.image_shape, network.chain.classes) == ((1, 32, 32), 10)
-    assert run_network(replace(CONFIG, norm="group"), data).layout(0).unit_buffers == ()
-    assert run_network(replace(CONFIG, head="pooled"), data).head_settings.kind == "pooled"
+    assert run_network(replace(CONFIG, norm="group")).layout(0).unit_buffers == ()
+    assert run_network(replace(CONFIG, head="pooled")).head_settings.kind == "pooled"
+
+
+def test_described_run_needs_the_data_of_no_one_else(tmp_path: Path) -> None:
+    described = describe_data(CONFIG)
+
+    elsewhere = replace(RunConfig.from_flat(described.to_flat()), data=str(tmp_path / "not-here"))
+
+    assert data_description(elsewhere) == DataDescription.of(run_data(CONFIG))
+    assert run_network(elsewhere) is run_network(CONFIG)
+    own = device_data(elsewhere, "digits", 1, DEVICES)
+    shared = device_data(CONFIG, "", 1, DEVICES)
+    assert images_of(own) == images_of(shared)
+    assert (own.mean, own.std) == (shared.mean, shared.std)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from neuroflux_fl.data.description import DataDescription
 from neuroflux_fl.errors import ConfigError, NeurofluxError
 from neuroflux_fl.run_config import RunConfig, Value
 
@@ -157,3 +158,34 @@ def test_bad_toml_is_refused(tmp_path: Path, content: bytes, complaint: str) -> 
 def test_missing_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         RunConfig.from_toml(tmp_path / "missing.toml")
+
+
+DESCRIPTION: dict[str, Value] = {"image-shape": "1x8x8", "class-names": '["a", "b"]', "mean": "0.5", "std": "0.25"}
+
+
+def test_description_of_the_data() -> None:
+    description = RunConfig.from_flat(DESCRIPTION).data_description()
+
+    assert description == DataDescription(image_shape=(1, 8, 8), class_names=("a", "b"), mean=(0.5,), std=(0.25,))
+    assert RunConfig().data_description() is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image-shape": ""},
+        {"image-shape": "1x8"},
+        {"image-shape": "1x8x0"},
+        {"image-shape": "3x8x8"},
+        {"class-names": "a,b"},
+        {"class-names": "[1, 2]"},
+        {"class-names": '["a"]'},
+        {"class-names": '["a", "a"]'},
+        {"mean": "0.5,0.5"},
+        {"mean": "half"},
+        {"std": "0"},
+    ],
+)
+def test_description_that_does_not_fit_together_is_refused(change: dict[str, Value]) -> None:
+    with pytest.raises(ConfigError, match="do not describe data: give all four"):
+        RunConfig.from_flat(DESCRIPTION | change)

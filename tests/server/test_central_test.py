@@ -28,7 +28,7 @@ def data() -> ImageData:
 
 @pytest.fixture
 def network(data: ImageData) -> LocalNetwork:
-    return run_network(CONFIG, data)
+    return run_network(CONFIG)
 
 
 def plain_accuracy(

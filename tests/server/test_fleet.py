@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from clients.app import app as client_app
 from clients.device import run_profile
 from neuroflux_fl.errors import FleetError
-from neuroflux_fl.fleet_model import run_data, run_network
+from neuroflux_fl.fleet_model import run_network
 from neuroflux_fl.run_config import RunConfig
 from neuroflux_fl.wire import Capabilities, EvaluateReport, ExitScore, TrainReport
 from server.fleet import Fleet, FleetResult
@@ -91,7 +91,7 @@ def make_nodes(folder: Path, *budgets: int) -> dict[int, UserConfig]:
 
 
 def run_fleet(app: ClientApp, nodes: dict[int, UserConfig], config: RunConfig = CONFIG) -> FleetResult:
-    network = run_network(config, run_data(config))
+    network = run_network(config)
     with InProcessGrid(app, nodes, config.to_flat()) as grid:
         return Fleet(grid, config, network).run()
 
@@ -102,7 +102,7 @@ def needed(unit: int, batch: int) -> int:
 
 
 def initial(unit: int) -> NDArray[np.float32]:
-    return run_network(CONFIG, run_data(CONFIG)).initial(unit, CONFIG.seed)
+    return run_network(CONFIG).initial(unit, CONFIG.seed)
 
 
 def report_of(content: RecordDict) -> TrainReport:

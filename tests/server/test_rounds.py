@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from neuroflux_fl.errors import FleetError
 from server.grid import InProcessGrid
-from server.rounds import require_quorum, run_phase, wait_for_nodes
+from server.rounds import Resending, pull_late, run_phase, wait_for_nodes
 
 app = ClientApp()
 
@@ -149,8 +149,153 @@ def test_waiting_for_nodes_has_an_end() -> None:
         wait_for_nodes(make_grid(), 6, timeout_seconds=0.05, poll_seconds=0.01)
 
 
-def test_quorum() -> None:
-    require_quorum(3, 3, round=1)
+class FlakyGrid(InProcessGrid):
+    """Loses nodes in the middle of a task, the given number of times each, and lets them back later."""
 
-    with pytest.raises(FleetError, match="Round 4 got 2 good replies; the quorum is 3"):
-        require_quorum(2, 3, round=4)
+    def __init__(self, losses: dict[int, int], *, code: int = 5, away_for_polls: int = 0) -> None:
+        super().__init__(app, {node_id: {} for node_id in range(11, 16)}, {})
+        self.losses, self.code, self.away_for_polls = dict(losses), code, away_for_polls
+        self.batch: dict[str, Message] = {}
+        self.pushed: list[int] = []
+        self.away: dict[int, int] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        batch = list(messages)
+        ids = list(super().push_messages(batch))
+        self.batch |= dict(zip(ids, batch, strict=True))
+        self.pushed += [message.metadata.dst_node_id for message in batch]
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        wanted = list(message_ids)
+        for message_id in wanted:
+            node_id = self.batch[message_id].metadata.dst_node_id
+            if self.losses.get(node_id, 0):
+                self.losses[node_id] -= 1
+                self.away[node_id] = self.away_for_polls
+                reply = Message(Error(code=self.code, reason="lost"), reply_to=self.batch[message_id])
+                reply.metadata.__dict__["_src_node_id"] = 1
+                return [reply]
+        return super().pull_messages(wanted)
+
+    def get_node_ids(self) -> Iterable[int]:
+        present = [node_id for node_id in super().get_node_ids() if not self.away.get(node_id)]
+        self.away = {node_id: polls - 1 for node_id, polls in self.away.items() if polls > 0}
+        return present
+
+
+def resending(attempts: int = 3, wait_seconds: float = 30.0) -> Resending:
+    return Resending(
+        attempts=attempts,
+        wait_seconds=wait_seconds,
+        message=lambda node_id, reason: Message(RecordDict(), node_id, "train"),
+    )
+
+
+@pytest.mark.parametrize("code", [3, 4, 5, 8])
+def test_lost_device_gets_its_task_again_when_it_is_back(code: int) -> None:
+    grid = FlakyGrid({12: 2}, code=code, away_for_polls=2)
+
+    result = run_phase(
+        grid,
+        make_tasks(11, 12),
+        deadline_seconds=None,
+        on_reply=lambda reply: None,
+        poll_seconds=0,
+        resending=resending(),
+    )
+
+    assert (sorted(result.received), result.failed, result.resent) == ([11, 12], {}, 2)
+    assert sorted(grid.pushed) == [11, 12, 12, 12]
+
+
+@pytest.mark.parametrize(
+    ("policy", "away_for_polls", "pushed"),
+    [(resending(attempts=2), 0, [12, 12]), (resending(wait_seconds=0.2), 1000, [12]), (None, 0, [12])],
+)
+def test_device_that_stays_lost_has_failed(policy: Resending | None, away_for_polls: int, pushed: list[int]) -> None:
+    grid = FlakyGrid({12: 9}, away_for_polls=away_for_polls)
+
+    result = run_phase(
+        grid,
+        make_tasks(12),
+        deadline_seconds=None,
+        on_reply=lambda reply: None,
+        poll_seconds=0,
+        resending=policy,
+    )
+
+    assert (result.received, result.failed, result.missing) == ((), {12: "lost"}, {})
+    assert grid.pushed == pushed
+
+
+def test_error_of_the_client_itself_is_not_tried_again() -> None:
+    grid = FlakyGrid({})
+
+    result = run_phase(
+        grid,
+        make_tasks(13),
+        deadline_seconds=None,
+        on_reply=lambda reply: None,
+        poll_seconds=0,
+        resending=resending(),
+    )
+
+    assert (result.failed, grid.pushed) == ({13: "ValueError: bad data"}, [13])
+
+
+def test_device_that_is_away_at_the_deadline_has_failed() -> None:
+    result = run_phase(
+        FlakyGrid({12: 9}, away_for_polls=1000),
+        make_tasks(12),
+        deadline_seconds=0.2,
+        on_reply=lambda reply: None,
+        poll_seconds=0,
+        resending=resending(),
+    )
+
+    assert (result.failed, result.missing) == ({12: "lost"}, {})
+    assert result.seconds < 10
+
+
+def test_enough_answers_end_the_phase_and_the_rest_can_be_pulled_late() -> None:
+    # Prepare
+    grid = make_grid()
+    first = run_phase(
+        grid, make_tasks(11, 14, 15), deadline_seconds=None, on_reply=lambda reply: None, poll_seconds=0, enough=1
+    )
+    assert first.received == (11,)
+    assert list(first.missing) == [15]  # 14's message was refused
+    (late_id,) = first.missing.values()
+    nodes = dict(grid.node_of)
+    late: list[tuple[str, int]] = []
+
+    # Execute
+    grid.silent = frozenset()
+    grid.node_of = nodes  # the fixture forgets older ids
+    pull_late(grid, [late_id], lambda message_id, reply: late.append((message_id, reply.metadata.src_node_id)))
+    pull_late(grid, [late_id], lambda message_id, reply: late.append((message_id, reply.metadata.src_node_id)))
+
+    # Assert: once, and no more.
+    assert late == [(late_id, 15)]
+
+
+def test_late_answers_come_beside_those_of_the_phase() -> None:
+    grid = FlakyGrid({})
+    first = run_phase(
+        grid, make_tasks(11, 12), deadline_seconds=None, on_reply=lambda reply: None, poll_seconds=0, enough=1
+    )
+    handled: list[int] = []
+    late: list[int] = []
+
+    second = run_phase(
+        grid,
+        make_tasks(14, 15),
+        deadline_seconds=None,
+        on_reply=lambda reply: handled.append(reply.metadata.src_node_id),
+        poll_seconds=0,
+        late=first.missing.values(),
+        on_late=lambda message_id, reply: late.append(reply.metadata.src_node_id),
+    )
+
+    assert (late, sorted(handled), second.missing) == ([12], [14, 15], {})

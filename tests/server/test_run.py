@@ -280,11 +280,13 @@ def test_resumed_run_ends_with_the_same_numbers(run: Run, tmp_path: Path) -> Non
     assert_equal_arrays(resumed.arrays, run.arrays)
     assert resumed.summary["exits"] == run.summary["exits"]
     assert len((tmp_path / "out" / "rounds.jsonl").read_text().splitlines()) == 3
-    counted = ("node_id", "rounds", "samples", "blocks", "untrained_units", "bytes_up")
+    counted = ("node_id", "rounds", "samples", "blocks", "untrained_units")
     assert [[row[name] for name in counted] for row in resumed.summary["devices"]] == [
         [row[name] for name in counted] for row in run.summary["devices"]
     ]
-    assert resumed.summary["bytes_up"] == run.summary["bytes_up"]
+    # Measured times, as protobuf codes them, differ in length by a few bytes.
+    assert resumed.summary["bytes_up"] == pytest.approx(run.summary["bytes_up"], abs=200)
+    assert resumed.summary["tasks"] == run.summary["tasks"]
     fields = ("round", "stage", "exits", "test", "contributors")
     assert [[record[name] for name in fields] for record in resumed.summary["rounds"]] == [
         [record[name] for name in fields] for record in run.summary["rounds"]
@@ -329,6 +331,4 @@ def test_folder_that_cannot_be_written_ends_the_run_before_any_work(tmp_path: Pa
 
 
 def test_network_of_the_run_is_built_once() -> None:
-    data = run_data(CONFIG)
-
-    assert run_network(CONFIG, data) is run_network(replace(CONFIG, budgets="1MiB"), data)
+    assert run_network(CONFIG) is run_network(replace(CONFIG, budgets="1MiB"))

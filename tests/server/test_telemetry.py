@@ -24,6 +24,9 @@ RECORD = RoundRecord(
     rejected={"not_finite": 2},
     failed=1,
     missing=3,
+    resent=5,
+    late_used=6,
+    late_dropped=7,
 )
 
 
@@ -81,6 +84,9 @@ def test_values_and_labels() -> None:
     assert samples["neuroflux_updates_rejected_total", (("reason", "not_finite"),)] == 4
     assert samples["neuroflux_devices_failed_total", ()] == 1
     assert samples["neuroflux_devices_missing_total", ()] == 6
+    assert samples["neuroflux_tasks_resent_total", ()] == 10
+    assert samples["neuroflux_late_answers_total", (("fate", "used"),)] == 12
+    assert samples["neuroflux_late_answers_total", (("fate", "dropped"),)] == 14
     assert samples["neuroflux_traffic_bytes_total", (("direction", "up"),)] == 600
     assert samples["neuroflux_traffic_bytes_total", (("direction", "down"),)] == 400
     assert (samples["neuroflux_round_seconds_count", ()], samples["neuroflux_round_seconds_sum", ()]) == (2, 24.0)

@@ -32,10 +32,14 @@ def test_check_names_a_stale_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     spec.loader.exec_module(generator)
     if generator.find_stub_plugin() is None:
         pytest.skip("mypy-protobuf is not installed")
-    generator.generate(tmp_path)
-    (tmp_path / "neuroflux_pb2.py").write_text("stale")
-    monkeypatch.setattr(generator, "WIRE", tmp_path)
+    folders = {source: tmp_path / source for source in generator.FOLDERS}
+    for source, folder in folders.items():
+        folder.mkdir()
+        generator.generate(source, folder)
+    (folders["neuroflux.proto"] / "neuroflux_pb2.py").write_text("stale")
+    (folders["agent.proto"] / "agent_pb2.pyi").unlink()
+    monkeypatch.setattr(generator, "FOLDERS", folders)
 
     stale = generator.stale_files()
 
-    assert stale == ["neuroflux_pb2.py"]
+    assert stale == ["neuroflux_pb2.py", "agent_pb2.pyi"]
