@@ -146,8 +146,8 @@ class Device:
         return EvaluateReport(exits=exit_scores(scores), seconds=time.monotonic() - started)
 
     def _task_key(self, task: TrainTask, arrays: Arrays) -> str:
-        # Not the budget: where it is a share of the free memory, it is another one at every message. A server that goes
-        # on with a run says so in the configuration, and asks for the same work.
+        # Not the budget: where it is a share of the free memory, it is another one at every message. Nor the run:
+        # a server that goes on with one is another to Flower, says so in the configuration, and asks for the same work.
         identity = replace(self.identity, budget_bytes=0, folder=Path())
         config = replace(self.config, resume=False, out="")
         return task_key((config, identity), task.to_bytes(), arrays)

@@ -31,8 +31,6 @@ class Identity:
     device: torch.device
     data: str = ""
     """Name or folder of its own data; empty where it takes its share of the run's."""
-    run_id: int = 0
-    """Of Flower: what was done in another run is never taken for done."""
 
 
 def identify(node_config: Mapping[str, Value], config: RunConfig, *, run_id: int, node_id: int) -> Identity:
@@ -62,7 +60,6 @@ def identify(node_config: Mapping[str, Value], config: RunConfig, *, run_id: int
         device_class=str(node_config.get("device-class", "unknown")),
         folder=Path(str(node_config.get("state-folder", default_folder))),
         data=str(node_config.get("data", "")),
-        run_id=run_id,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
 

@@ -56,7 +56,3 @@ def test_place_must_be_a_whole_number(value: Value) -> None:
 def test_budget_must_be_a_size() -> None:
     with pytest.raises(UsageError, match="Size 'much' is not a number of bytes"):
         make(memory_budget="much")
-
-
-def test_run_is_part_of_the_identity() -> None:
-    assert make().run_id == 5

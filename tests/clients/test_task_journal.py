@@ -41,7 +41,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing in the code may catch it."""
 
 
-def make_device(folder: Path, budget_bytes: int | None = None, *, run_id: int = 1, **changes: Any) -> Device:
+def make_device(folder: Path, budget_bytes: int | None = None, **changes: Any) -> Device:
     identity = Identity(
         partition_id=0,
         partitions=1,
@@ -49,7 +49,6 @@ def make_device(folder: Path, budget_bytes: int | None = None, *, run_id: int = 
         device_class="test",
         folder=folder,
         device=CPU,
-        run_id=run_id,
     )
     return Device(replace(CONFIG, **changes), identity)
 
@@ -192,13 +191,11 @@ def test_finished_task_is_answered_again_without_training(
     assert_same(again, unbroken)
 
 
-@pytest.mark.parametrize("change", ["run", "round", "weights", "seed"])
+@pytest.mark.parametrize("change", ["round", "weights", "seed"])
 def test_another_task_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, done: Device, change: str) -> None:
     begun = trained_blocks(monkeypatch)
     task, arrays = make_task(done, tmp_path / "server"), arrays_of(done)
-    if change == "run":
-        done = make_device(done.identity.folder, run_id=2)
-    elif change == "round":
+    if change == "round":
         task = replace(task, round=4)
     elif change == "weights":
         arrays["unit-003"] = done.network.initial(3, seed=1)
