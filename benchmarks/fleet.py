@@ -8,14 +8,10 @@ processes the same number of samples; a progressive NeuroFlux round sends them t
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import describe_setting, print_setting, print_table, write_json
+from benchmarks.report import describe_setting, print_setting, print_table, simulate, write_json
 from neuroflux_fl.sizes import MIB
 
 ARMS: dict[str, list[str]] = {
@@ -47,21 +43,15 @@ def main() -> None:
 
 
 def _simulate(options: argparse.Namespace, arm: list[str]) -> Any:
-    with tempfile.TemporaryDirectory(prefix="neuroflux-benchmark-") as folder:
-        command = [
-            sys.executable, "-m", "neuroflux_fl.cli.main", "simulate", "--json", "--out", folder,
-            "--data", options.data, "--model", options.model, "--width", str(options.width),
-            "--devices", "8", "--budgets", options.budgets, "--alpha", str(options.alpha), "--seed", str(options.seed),
-            "--rounds", str(options.rounds), "--local-epochs", str(options.local_epochs),
-            "--train-limit", str(options.train_limit), "--test-limit", str(options.test_limit),
-            "--set", f"stage-units={options.stage_units}", "--set", f"patience={options.rounds}",
-            "--set", "min-improvement=0", "--set", f"learning-rate={options.learning_rate}",
-            "--workers", "0", "--threads", str(options.threads), *arm,
-        ]  # fmt: skip
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}")
-        return json.loads(done.stdout)
+    return simulate(
+        "--data", options.data, "--model", options.model, "--width", options.width,
+        "--devices", 8, "--budgets", options.budgets, "--alpha", options.alpha, "--seed", options.seed,
+        "--rounds", options.rounds, "--local-epochs", options.local_epochs,
+        "--train-limit", options.train_limit, "--test-limit", options.test_limit,
+        "--set", f"stage-units={options.stage_units}", "--set", f"patience={options.rounds}",
+        "--set", "min-improvement=0", "--set", f"learning-rate={options.learning_rate}",
+        "--workers", 0, "--threads", options.threads, *arm,
+    )  # fmt: skip
 
 
 def _print_curve(name: str, summary: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -98,6 +99,17 @@ def write_json(path: Path | None, content: Mapping[str, object]) -> None:
     """Write the figures for machines to read; nothing without a path."""
     if path is not None:
         path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def simulate(*arguments: object) -> Any:
+    """What ``neuroflux-fl simulate --json`` prints with these arguments; ends the benchmark where it fails."""
+    with tempfile.TemporaryDirectory(prefix="neuroflux-benchmark-") as folder:
+        command = [sys.executable, "-m", "neuroflux_fl.cli.main", "simulate", "--json", "--out", folder]
+        command += [str(argument) for argument in arguments]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            raise SystemExit(f"{shlex.join(command)} ended with code {done.returncode}")
+        return json.loads(done.stdout)
 
 
 def random_images(count: int, shape: tuple[int, int, int], classes: int, seed: int) -> LabelledImages:

@@ -16,8 +16,12 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 import typer
 
 from neuroflux_fl import __version__
+from neuroflux_fl.cli.certs import certs
+from neuroflux_fl.cli.client import client
+from neuroflux_fl.cli.devices import devices, enroll, revoke
 from neuroflux_fl.cli.output import print_error
 from neuroflux_fl.cli.plan import plan
+from neuroflux_fl.cli.server import server
 from neuroflux_fl.cli.simulate import simulate
 from neuroflux_fl.cli.train import train
 from neuroflux_fl.errors import NeurofluxError
@@ -29,6 +33,8 @@ app = typer.Typer(
     help="Train CNNs on a fleet of unequal, memory-poor devices.\n\n"
     "[bold]plan[/bold] shows what fits into a memory budget, [bold]train[/bold] trains on this one device, "
     "[bold]simulate[/bold] runs a whole fleet on this machine.\n\n"
+    "For real devices: [bold]certs[/bold], [bold]server[/bold], [bold]enroll[/bold], and on each device "
+    "[bold]client[/bold].\n\n"
     "Exit codes: 2 wrong option, 3 configuration, 4 data, 5 memory budget, 6 files and disks, 7 fleet, "
     "8 missing package, 9 network message.",
     rich_markup_mode="rich",
@@ -39,6 +45,12 @@ app = typer.Typer(
 app.command()(plan)
 app.command()(train)
 app.command()(simulate)
+app.command()(server)
+app.command()(client)
+app.command()(certs)
+app.command()(enroll)
+app.command()(revoke)
+app.command()(devices)
 
 
 def _print_version(value: bool) -> None:

@@ -270,7 +270,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     )
     for row in summary["devices"]:
         devices.add_row(
-            str(row["node_id"]),
+            str(row.get("name", row["node_id"])),
             size_cell(row["budget_bytes"]),
             str(row["train_examples"]),
             _blocks_cell(row["blocks"]),
