@@ -30,7 +30,7 @@ from server.outstanding_tasks import OutstandingTasks
 from server.records import content_bytes, read_bytes
 from server.roster import Roster
 from server.round_sums import RoundSums, add_scores
-from server.rounds import PhaseResult, Resending, pull_late, run_phase, wait_for_nodes
+from server.rounds import PhaseResult, Resending, pull_late, run_phase
 from server.run_status import RunStatus, StatusListener
 from server.schedule import Stage, advance, joint_stages, rounds_per_stage, stages_of
 from server.task_messages import TaskMessages
@@ -111,8 +111,7 @@ class Fleet:
             self._roster.totals = {totals.node_id: totals for totals in state.devices}
         seconds_before = state.seconds
         self._tell(phase="waiting", round=state.round)
-        nodes = wait_for_nodes(self._grid, config.min_nodes, config.wait_seconds, max(0.1, config.poll_seconds))
-        self._roster.found(nodes)
+        self._roster.found()
         while not state.schedule.finished and state.round < config.num_server_rounds:
             stage = stages[state.schedule.stage_index]
             try:

@@ -16,7 +16,7 @@ from neuroflux_fl.run_config import RunConfig
 from neuroflux_fl.wire import Capabilities
 from server.device_totals import DeviceTotals
 from server.records import read_bytes
-from server.rounds import run_phase
+from server.rounds import run_phase, wait_for_nodes
 from server.schedule import Stage
 
 _NEWCOMER_SECONDS = 60.0
@@ -46,18 +46,28 @@ class Roster:
         self.devices: dict[int, Device] = {}
         self.totals: dict[int, DeviceTotals] = {}
 
-    def found(self, nodes: Collection[int]) -> None:
-        """Ask the first devices what they can do.
+    def found(self) -> None:
+        """Wait for the first devices, and ask them what they can do.
+
+        A SuperLink takes a device that is gone for connected for up to a minute: after a fault that hit everyone, the
+        first answers are that all are lost, and they are asked again when they are back.
 
         Raises:
-            FleetError: none of them gave an answer that can be understood.
+            FleetError: too few devices have come, or none of them gave an answer that can be understood.
         """
         config = self._config
+        end = time.monotonic() + config.wait_seconds
         # They may have to load their data first; without a deadline they have all the time they need.
         bound = max(1.5 * config.deadline_seconds, config.wait_seconds) if config.deadline_seconds else None
-        reasons = self._query(nodes, bound)
-        if not self.devices:
-            raise FleetError(f"None of {len(nodes)} devices answered the capability query: {'; '.join(reasons)}")
+        while True:
+            left = max(0.0, end - time.monotonic())
+            nodes = wait_for_nodes(self._grid, config.min_nodes, left, max(0.1, config.poll_seconds))
+            reasons, lost = self._query(nodes, bound)
+            if self.devices:
+                return
+            if lost < len(nodes) or time.monotonic() >= end:
+                raise FleetError(f"None of {len(nodes)} devices answered the capability query: {'; '.join(reasons)}")
+            time.sleep(max(0.1, config.poll_seconds))
 
     def admit_newcomers(self) -> set[int]:
         """Ask devices that have connected since what they can do; returns all nodes that are connected now."""
@@ -95,8 +105,8 @@ class Roster:
         """Totals of all devices of the run, in the order of their node ids."""
         return tuple(self.totals[node] for node in sorted(self.totals))
 
-    def _query(self, nodes: Collection[int], seconds: float | None) -> list[str]:
-        """Ask and admit; returns why devices were not admitted."""
+    def _query(self, nodes: Collection[int], seconds: float | None) -> tuple[list[str], int]:
+        """Ask and admit; returns why devices were not admitted, and how many were lost."""
         reasons: set[str] = set()
 
         def on_reply(reply: Message) -> None:
@@ -120,7 +130,7 @@ class Roster:
         reasons |= set(phase.failed.values()) | ({"no answer before the deadline"} if phase.missing else set())
         again = time.monotonic() + _NEWCOMER_PAUSE
         self._next_query |= {node: again for node in nodes if node not in self.devices}
-        return sorted(reasons)
+        return sorted(reasons), len(phase.lost)
 
     def _may_train(self, capabilities: Capabilities, stage: Stage) -> bool:
         if self._config.method == "backprop-all":

@@ -45,6 +45,8 @@ class PhaseResult:
     """Nodes whose replies were handled, in the order of arrival."""
     failed: dict[int, str]
     """Nodes whose message came to an error, with the reason."""
+    lost: frozenset[int]
+    """Those of the failed that were lost, and for which the same message may yet succeed."""
     missing: dict[int, str]
     """Nodes that had not answered at the end, with the message id under which a late reply can be pulled."""
     resent: int
@@ -117,6 +119,7 @@ def run_phase(
     return PhaseResult(
         received=tuple(phase.received),
         failed=phase.failed,
+        lost=frozenset(phase.failed.keys() & phase.lost),
         missing={node_id: message_id for message_id, node_id in phase.waiting.items()},
         resent=phase.resent,
         seconds=time.monotonic() - start,
@@ -160,6 +163,8 @@ class _Phase:
     """Lost nodes that may come back: until when, and how they were lost."""
     received: list[int] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
+    lost: set[int] = field(default_factory=set)
+    """Nodes whose last error may not come again."""
     attempts: dict[int, int] = field(default_factory=dict)
     resent: int = 0
 
@@ -180,7 +185,9 @@ class _Phase:
 
     def fail(self, node_id: int, error: Error) -> None:
         reason = error.reason or f"error code {error.code}"
-        if self.resending is None or self.attempts[node_id] >= self.resending.attempts or not _may_succeed(error):
+        may_succeed = _may_succeed(error)
+        (self.lost.add if may_succeed else self.lost.discard)(node_id)
+        if self.resending is None or self.attempts[node_id] >= self.resending.attempts or not may_succeed:
             self.failed[node_id] = reason
         else:
             self.away[node_id] = (time.monotonic() + self.resending.wait_seconds, reason)

@@ -63,7 +63,7 @@ def server(
     anything that was killed, this command included: start it again with the same --state.
 
     Devices need a bundle: while the server waits, neuroflux-fl enroll NAME --state DIR --out BUNDLE makes one.
-    With --host other than this machine, let only the path /v1/fleet/ through to it (deploy/nginx.conf).
+    With --host other than this machine, let only the path /v1/fleet/ through to it (deploy/nginx).
 
     Example: neuroflux-fl certs certs --host fleet.example.org, then neuroflux-fl server --certs certs --min-nodes 4
     --model vgg11 --data cifar10 --rounds 20

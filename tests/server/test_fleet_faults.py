@@ -282,6 +282,16 @@ def test_device_that_joins_in_mid_run_takes_part() -> None:
     assert moved(result) == pytest.approx(1.5 + 2.0 + 2.0, abs=TOLERANCE)
 
 
+def test_devices_that_are_lost_at_the_first_question_are_asked_again() -> None:
+    grid = FaultyGrid(AddingClient(), [1, 2, 3])
+    grid.lost = dict.fromkeys([(1, 0), (2, 0), (3, 0)], 2)  # what the SuperLink says after a fault of everyone
+
+    result, history = run(grid)
+
+    assert accounts(history) == [(3, 0, 0, 0, 0, 0)] * 3
+    assert moved(result) == pytest.approx(3 * 2.0, abs=TOLERANCE)
+
+
 def test_round_waits_while_too_few_devices_are_there() -> None:
     grid = FaultyGrid(AddingClient(), [1, 2, 3])
     grid.absent = dict.fromkeys((1, 2, 3), range(3, 6))  # all are gone when round 2 begins
