@@ -113,7 +113,10 @@ class UnitAggregator:
         steps = update.effective_steps if self._rule == "fednova" else 1.0
         weight = update.examples * discount
         if weight <= 0 or steps <= 0:
-            raise WireError(f"Update of unit {update.unit} has weight {weight} and {steps} effective steps.")
+            raise WireError(
+                f"Update of unit {update.unit} has {update.examples} examples at a discount of {discount:g}, and "
+                f"{steps} effective steps: none may be 0."
+            )
         total = self._sums.get(update.unit)
         if total is None:
             total = self._sums[update.unit] = _empty_sum(layout)
