@@ -107,6 +107,13 @@ def _server_killed(trial: Trial) -> None:
     trial.fleet.start_server()
 
 
+def _superlink_frozen(trial: Trial) -> None:
+    """It never goes on: whoever watches over it must notice."""
+    trial.watch.fault()
+    for superlink in trial.fleet.processes("server", "superlink"):
+        _signal(superlink, signal.SIGSTOP)
+
+
 def _power_lost(trial: Trial) -> None:
     trial.watch.fault()
     processes = trial.fleet.processes(VICTIM)
@@ -259,6 +266,9 @@ FAULTS = {
         what="kill -9 of the ServerApp's process", inject=_killed("server", "serverapp"), concerned="any"
     ),
     "superlink": Fault(what="kill -9 of the SuperLink", inject=_killed("server", "superlink"), concerned="any"),
+    "superlink-frozen": Fault(
+        what="the SuperLink stops answering and does not end", inject=_superlink_frozen, concerned="any"
+    ),
     "server-superexec": Fault(
         what="kill -9 of the server's SuperExec", inject=_killed("server", "superexec"), concerned="any"
     ),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from neuroflux_fl.device_memory import available_memory_bytes
 from neuroflux_fl.errors import ConfigError
+from neuroflux_fl.free_memory import available_memory_bytes
 from neuroflux_fl.run_config import RunConfig, Value
 from neuroflux_fl.sizes import parse_bytes
 

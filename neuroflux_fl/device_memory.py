@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,21 +113,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     # What torch's CPU allocator says where memory is mapped (Linux, macOS) and on Windows.
     refusals = ("can't allocate memory", "not enough memory")
     return isinstance(error, RuntimeError) and any(refusal in str(error) for refusal in refusals)
-
-
-def available_memory_bytes() -> int:
-    """Memory that this process could still take: the smaller of the cgroup's limit and the kernel's estimate."""
-    limits = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
-    except OSError:
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    cgroup = Path("/sys/fs/cgroup/memory.max")
-    if cgroup.exists() and (text := cgroup.read_text().strip()).isdigit():
-        limits.append(int(text))
-    return min(limits)
 
 
 def _status_bytes(field: str) -> int:

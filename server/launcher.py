@@ -32,6 +32,7 @@ from server.run_record import RunRecord
 from server.state_folder import ServerState
 from server.status_view import describe_status, status_key
 from server.superlink import Endpoint, superexec_command, superlink_command
+from server.superlink_probe import SuperlinkProbe, answers_requests
 
 _UNSTARTABLE = 4
 """Ends of a SuperLink that never answered, after which its server gives up."""
@@ -49,6 +50,10 @@ class Pace:
     """Between two looks at the run's state in Flower, unless its own status says that it has ended."""
     ending: float = 2.0
     """The same once it says so, or its process has gone."""
+    probe: float = 15.0
+    """Between two questions to the SuperLink whether it is still there."""
+    patience: float = 60.0
+    """With a SuperLink that lives and does not answer."""
     most_resumes: int = 5
     """Resumptions of a run without a finished round between them."""
     resumes: Backoff = field(default_factory=lambda: Backoff(first_seconds=2.0, largest_seconds=120.0))
@@ -74,6 +79,12 @@ class Launcher:
             environment=environment,
             # Its database stands that, and the port must be free for whoever takes this server's place.
             death_signal=signal.SIGKILL,
+        )
+        self._probe = SuperlinkProbe(
+            self._superlink,
+            lambda: answers_requests(endpoint),
+            every_seconds=self._pace.probe,
+            patience_seconds=self._pace.patience,
         )
         self._superexec = Child(
             "SuperExec",
@@ -139,6 +150,9 @@ class Launcher:
             ended = child.tick()
             if ended is not None and ended.noteworthy:
                 self._watcher.note(ended.describe())
+        killed = self._probe.tick()
+        if killed is not None:
+            self._watcher.note(killed)
 
     def _wait(self, seconds: float, stop: StopRequest) -> bool:
         """Tick for so long; False when ``stop`` came first."""

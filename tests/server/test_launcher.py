@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ QUICK = Pace(
     resumes=Backoff(first_seconds=0.01, largest_seconds=0.01),
 )  # fmt: skip
 LISTEN = "import socket, sys, time\ns = socket.create_server(('127.0.0.1', int(sys.argv[1])))\ntime.sleep(600)"
+ANSWER = """
+import http.server, sys
+http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), http.server.BaseHTTPRequestHandler).serve_forever()
+"""
 RUN_SOMETHING = """
 import os, signal, subprocess
 app = subprocess.Popen(['sleep', '600'])
@@ -140,6 +145,7 @@ def make_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeServer:
         superexec: str = RUN_NOTHING,
         min_nodes: int = 1,
         run_ids: tuple[int, ...] = (),
+        pace: Pace = QUICK,
     ) -> Server:
         state = ServerState(tmp_path / "state")
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -155,7 +161,7 @@ def make_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeServer:
         monkeypatch.setattr(module, "superexec_command", lambda *_: [*python, superexec])
         watcher = Notes()
         record = RunRecord(asked=config, config=config, run_ids=run_ids)
-        return Server(state, Launcher(state, endpoint, record, watcher, QUICK), flower, watcher, StopRequest())
+        return Server(state, Launcher(state, endpoint, record, watcher, pace), flower, watcher, StopRequest())
 
     return make
 
@@ -289,6 +295,31 @@ def test_a_superlink_that_is_killed_is_started_again(make_server: MakeServer) ->
 
     assert server.run() is not None
     assert len(server.flower.submissions) == 1
+
+
+def test_a_superlink_that_hangs_is_killed(make_server: MakeServer) -> None:
+    def wait_for_kill(flower: Flower) -> FlowerRun:
+        if not any(note.startswith("SuperLink was ended by signal 9") for note in server.watcher.notes):
+            flower.script.insert(0, wait_for_kill)
+            return FlowerRun(run_id=1, status="running", details="")
+        return completed(flower)
+
+    # It accepts connections, as a frozen process does, and says nothing.
+    server = make_server(wait_for_kill, pace=replace(QUICK, probe=0.1, patience=0.5))
+
+    assert server.run() is not None
+    assert len(server.flower.submissions) == 1
+    assert any(re.match(r"SuperLink has not answered for \d+ s: killed", note) for note in server.watcher.notes)
+
+
+def test_a_superlink_that_answers_anything_is_left_alone(make_server: MakeServer) -> None:
+    def at_work(flower: Flower) -> FlowerRun:
+        return FlowerRun(run_id=1, status="running", details="")
+
+    server = make_server(*[at_work] * 8, completed, superlink=ANSWER, pace=replace(QUICK, probe=0.05, patience=0.1))
+
+    assert server.run() is not None
+    assert not any("killed" in note.lower() for note in server.watcher.notes)
 
 
 def test_a_server_that_refuses_the_run_is_not_asked_for_ever(
