@@ -63,6 +63,7 @@ class DeviceSupervisor:
             "SuperExec", lambda: superexec_command(options, self._port), log=logs / "superexec.log",
             environment=environment, backoff=pace.backoff,
         )  # fmt: skip
+        self._app_at_work = False
         self._agent: Child | None = None
         if (path := options.agent_socket) is not None:
             self._agent = Child(
@@ -149,6 +150,11 @@ class DeviceSupervisor:
         ended = self._superexec.tick()
         if ended is not None:
             self._note(ended, _last_words(ended, self._superexec))
+            if self._app_at_work:
+                # A ClientApp whose SuperExec is gone says farewell, after which Flower 1.41 answers its message never.
+                self._watcher.note("A ClientApp was lost with it: the SuperNode is started anew, to tell the server.")
+                self._supernode.kill()
+        self._app_at_work = self._superexec.runs_something() is not False
 
     def _note(self, ended: Ended, why: str) -> None:
         """Tell of an end, unless it is one more of many for the same reason."""

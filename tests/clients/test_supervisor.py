@@ -27,6 +27,7 @@ QUICK = Pace(
 )  # fmt: skip
 FOREVER = "import time; time.sleep(600)"
 JOINED = f"print('SuperNode ID: 7', flush=True); {FOREVER}"
+AT_WORK = f"import subprocess; subprocess.Popen(['sleep', '600']); {FOREVER}"
 REFUSED = "print('Exit Code: 305\\n[code: 2004] Failed to activate SuperNode.'); raise SystemExit(1)"
 
 
@@ -97,7 +98,9 @@ MakeClient = Callable[..., Client]
 def make_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeClient]:
     made: list[Client] = []
 
-    def make(supernode: str = JOINED, agent: str | None = None, trouble: str | None = None) -> Client:
+    def make(
+        supernode: str = JOINED, superexec: str = FOREVER, agent: str | None = None, trouble: str | None = None
+    ) -> Client:
         state = ClientState(tmp_path)
         state.logs.mkdir()
 
@@ -105,7 +108,7 @@ def make_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mak
             return [sys.executable, "-I", "-S", "-c", code, marker, str(tmp_path)]
 
         monkeypatch.setattr(module, "supernode_command", lambda _, port: [*stand_in("supernode", supernode), str(port)])
-        monkeypatch.setattr(module, "superexec_command", lambda _, port: [*stand_in("superexec", FOREVER), str(port)])
+        monkeypatch.setattr(module, "superexec_command", lambda _, port: [*stand_in("superexec", superexec), str(port)])
         monkeypatch.setattr(module, "agent_command", lambda _: stand_in("agent", agent or FOREVER))
         monkeypatch.setattr(module, "server_trouble", lambda *_: trouble)
         options = ClientOptions(
@@ -154,6 +157,17 @@ def test_a_task_runner_that_is_killed_is_replaced(make_client: MakeClient) -> No
 
     client.wait_for(lambda: client.noted("SuperExec was ended by signal 9 (Killed)"))
     assert not client.noted("SuperNode")
+
+
+def test_a_task_runner_that_is_killed_at_work_takes_the_supernode_along(make_client: MakeClient) -> None:
+    client = make_client(superexec=AT_WORK)
+    client.wait_for(lambda: client.supervisor._app_at_work)
+    node = client.pid("supernode")
+
+    client.kill("superexec")
+
+    client.wait_for(lambda: client.pid("supernode") not in (None, node))
+    client.wait_for(lambda: client.noted("A ClientApp was lost with it"))
 
 
 def test_a_supernode_that_is_killed_takes_its_task_runner_along(make_client: MakeClient) -> None:
