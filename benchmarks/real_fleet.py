@@ -31,6 +31,7 @@ _PROGRAMS = {
     "flwr-clientapp": "clientapp",
     "flwr-serverapp": "serverapp",
     "clients.agent": "agent",
+    "server.telemetry_gateway": "gateway",
 }
 _TICK_SECONDS = 0.2
 _ENDING_SECONDS = 25.0
@@ -50,6 +51,8 @@ class FleetDevice:
     """Its state folder; None makes one in the fleet's."""
     launcher: tuple[str, ...] = ()
     """Put before its command, for example ``ip netns exec NAME``."""
+    arguments: tuple[str, ...] = ()
+    """Further ones of its ``neuroflux-fl client``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,7 @@ class FleetProcess:
     owner: str
     """Name of the device, or ``server``."""
     program: str
-    """superlink, superexec, supernode, clientapp, serverapp or agent."""
+    """superlink, superexec, supernode, clientapp, serverapp, agent or gateway."""
     resident_bytes: int
 
 
@@ -92,6 +95,8 @@ class RealFleet:
         self.left_behind: list[str] = []
         """Processes that outlived the commands that were to end them, known once the block has ended."""
         self._endpoint = Endpoint(host=host, port=_free_port(host), certificates=root / "certs")
+        self.metrics_port = _free_port(host)
+        """Of the gateway, on the loopback; its ``/metrics`` and ``/targets`` tell of the fleet."""
         self._server_arguments = list(server_arguments)
         self._threads = threads
         self._mark = uuid.uuid4().hex
@@ -136,7 +141,8 @@ class RealFleet:
         endpoint = self._endpoint
         self._start(
             "server", "server", "--state", str(self.server_state.root), "--host", endpoint.host,
-            "--port", str(endpoint.port), "--certs", str(endpoint.certificates), *self._server_arguments,
+            "--port", str(endpoint.port), "--metrics-port", str(self.metrics_port),
+            "--certs", str(endpoint.certificates), *self._server_arguments,
         )  # fmt: skip
 
     def start_device(self, name: str) -> None:
@@ -147,7 +153,7 @@ class RealFleet:
             "--data", device.data, "--budget", device.budget, "--state", str(self.client_state(name).root),
             "--device-class", device.budget, "--partition-id", str(device.partition_id),
             "--partitions", str(device.partitions), "--threads", str(self._threads),
-            *(() if device.agent else ("--no-agent",)), launcher=device.launcher,
+            *(() if device.agent else ("--no-agent",)), *device.arguments, launcher=device.launcher,
         )  # fmt: skip
 
     def processes(self, owner: str | None = None, program: str | None = None) -> list[FleetProcess]:
@@ -356,7 +362,9 @@ def _pids() -> list[int]:
 
 
 def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.bind((host, 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """One whose neighbour is free as well: devices look for the gateway there."""
+    while True:
+        with socket.create_server((host, 0)) as listener:
+            port: int = listener.getsockname()[1]
+            with suppress(OSError, OverflowError), socket.create_server((host, port + 1)):
+                return port

@@ -47,6 +47,10 @@ class Worker:
             raise SystemExit(f"Worker {self._name} ended with code {self._process.wait()} at the request {request}.")
         return json.loads(line)
 
+    def signal(self, number: int) -> None:
+        """Send the worker a signal."""
+        self._process.send_signal(number)
+
     def __enter__(self) -> Worker:
         return self
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
@@ -19,6 +20,7 @@ import grpc  # type: ignore[import-untyped]
 from clients.agent_client import socket_address
 from clients.agent_service import AgentService, Perform
 from neuroflux_fl.errors import NeurofluxError, StorageError, UsageError
+from neuroflux_fl.training_monitor import TrainingMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +87,8 @@ def serve(socket: Path) -> int:
             raise StorageError(f"Agent socket {socket} cannot be made: {error}. Choose another.") from error
         finally:
             os.umask(before)
-        service = AgentService(_prepare)
+        monitor = TrainingMonitor()
+        service = AgentService(partial(_prepare, monitor), monitor)
         server.add_generic_rpc_handlers((service.rpc_handler(),))
         server.start()
         service.prepared.add_done_callback(lambda prepared: _announce(prepared, socket, stop))
@@ -108,12 +111,12 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
 
 
-def _prepare() -> Perform:
+def _prepare(monitor: TrainingMonitor) -> Perform:
     from clients.process import prepare_process
     from clients.tasks import perform
 
     prepare_process()
-    return perform
+    return partial(perform, monitor=monitor)
 
 
 def _announce(prepared: Future[Perform], socket: Path, stop: threading.Event) -> None:

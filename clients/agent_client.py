@@ -13,7 +13,9 @@ import grpc  # type: ignore[import-untyped]
 from clients import agent_pb2 as pb
 from clients.agent_messages import SERVICE, answer_from_parts, check_version, request_to_parts
 from clients.request import DeviceAnswer, DeviceRequest
-from neuroflux_fl.errors import FleetError, UsageError
+from neuroflux_fl.device_report import TrainingReading
+from neuroflux_fl.errors import FleetError, UsageError, WireError
+from neuroflux_fl.wire.telemetry import training_from_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ class AgentStatus:
     """Empty when it is idle."""
     resident_bytes: int
     """0 where the platform does not tell."""
+    training: TrainingReading | None = None
+    """None where there is none that can be read."""
 
 
 def agent_status(socket: Path, timeout: float) -> AgentStatus:
@@ -62,7 +66,11 @@ def agent_status(socket: Path, timeout: float) -> AgentStatus:
             ) from None
     check_version("The device agent", reply.protocol_version)
     return AgentStatus(
-        pid=reply.pid, tasks_done=reply.tasks_done, busy_with=reply.busy_with, resident_bytes=reply.resident_bytes
+        pid=reply.pid,
+        tasks_done=reply.tasks_done,
+        busy_with=reply.busy_with,
+        resident_bytes=reply.resident_bytes,
+        training=_training(reply.training),
     )
 
 
@@ -116,6 +124,15 @@ def socket_address(socket: Path) -> str:
             "choose a shorter one."
         )
     return f"unix:{path}"
+
+
+def _training(data: bytes) -> TrainingReading | None:
+    """A reading that is out of bounds is no reason to take the agent for dead."""
+    try:
+        return training_from_bytes(data) if data else None
+    except WireError as error:
+        logger.debug("The agent's training reading is left out: %s", error)
+        return None
 
 
 def _open_channel(socket: Path) -> Any:

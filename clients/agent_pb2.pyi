@@ -307,6 +307,7 @@ class StatusReply(_message.Message):
     TASKS_DONE_FIELD_NUMBER: _builtins.int
     BUSY_WITH_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     pid: _builtins.int
     tasks_done: _builtins.int
@@ -315,6 +316,8 @@ class StatusReply(_message.Message):
     """What it is at; empty when idle."""
     resident_bytes: _builtins.int
     """0 where the platform does not tell."""
+    training: _builtins.bytes
+    """neuroflux.telemetry.v1.Training."""
     def __init__(
         self,
         *,
@@ -323,10 +326,11 @@ class StatusReply(_message.Message):
         tasks_done: _builtins.int = ...,
         busy_with: _builtins.str = ...,
         resident_bytes: _builtins.int = ...,
+        training: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_with", b"busy_with", "pid", b"pid", "protocol_version", b"protocol_version", "resident_bytes", b"resident_bytes", "tasks_done", b"tasks_done"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_with", b"busy_with", "pid", b"pid", "protocol_version", b"protocol_version", "resident_bytes", b"resident_bytes", "tasks_done", b"tasks_done", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,6 +22,8 @@ from clients.agent_messages import (
 )
 from clients.request import DeviceAnswer, DeviceRequest
 from neuroflux_fl.errors import NeurofluxError
+from neuroflux_fl.training_monitor import TrainingMonitor
+from neuroflux_fl.wire.telemetry import training_to_proto
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +39,11 @@ class AgentService:
     Args:
         prepare: imports what is needed and gives the function that works on a request. It runs on the working thread,
             so that the agent can be reached while torch is still being imported.
+        monitor: told by that function what it is at; status calls read it.
     """
 
-    def __init__(self, prepare: Callable[[], Perform]) -> None:
+    def __init__(self, prepare: Callable[[], Perform], monitor: TrainingMonitor) -> None:
+        self._monitor = monitor
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tasks")
         self._tasks_done = 0
         self._busy_with = "starting"
@@ -58,7 +62,15 @@ class AgentService:
             tasks_done=self._tasks_done,
             busy_with=self._busy_with,
             resident_bytes=_resident_bytes(),
+            training=self._training(),
         )
+
+    def _training(self) -> bytes:
+        try:
+            return training_to_proto(self._monitor.reading()).SerializeToString()
+        except Exception as error:  # whether the agent lives is asked with the same call, and that it must tell
+            logger.debug("No training reading: %s: %s", type(error).__name__, error)
+            return b""
 
     def rpc_handler(self) -> Any:
         """What a gRPC server needs to serve this."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
+from clients.gpu import open_gpu
 from neuroflux_fl.errors import BudgetError
 from neuroflux_fl.free_memory import cgroup_free_bytes, host_free_bytes
 from neuroflux_fl.sizes import MIB, format_bytes
@@ -85,21 +85,10 @@ def read_memory(*, cuda: bool) -> MemoryReadings:
 
 
 def _cuda_free_bytes() -> int | None:
-    """Free memory of the first visible GPU; None without NVML, as on boards whose GPU shares the host's memory."""
-    try:
-        import pynvml
-    except ImportError:
+    gpu = open_gpu()
+    if gpu is None:
         return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     try:
-        pynvml.nvmlInit()
-        try:
-            if visible and not visible.isdigit():
-                handle = pynvml.nvmlDeviceGetHandleByUUID(visible)
-            else:
-                handle = pynvml.nvmlDeviceGetHandleByIndex(int(visible or 0))
-            return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return None
+        return gpu.free_bytes()
+    finally:
+        gpu.close()

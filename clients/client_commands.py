@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from clients.bundle import Bundle
+from clients.telemetry_options import TelemetryOptions
 from neuroflux_fl.flower_environment import flower_command, flower_environment
 from neuroflux_fl.toml_text import Value, flower_arguments
 
@@ -75,6 +76,7 @@ class ClientOptions:
     """For the device's own processes to talk to each other; 0 takes a free one at every start."""
     threads: int = 0
     """Of torch; 0 leaves them alone."""
+    telemetry: TelemetryOptions = field(default_factory=TelemetryOptions)
 
     def environment(self) -> dict[str, str]:
         """Of every process."""

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from clients.identity import Identity
-from clients.reports import exit_scores, with_block, with_costs
+from clients.reports import block_readings, exit_scores, with_block, with_costs
 from clients.state_lock import state_folder_in_use
 from clients.task_journal import TaskJournal, TaskProgress, stored_digest, task_key
+from clients.task_weights import Arrays, coded_updates, receive_weights
 from neuroflux_fl.block_training import BlockResult
 from neuroflux_fl.device_memory import limit_cuda_memory
 from neuroflux_fl.device_training import CacheSettings, DeviceTrainer
-from neuroflux_fl.errors import BudgetError, WireError
+from neuroflux_fl.errors import BudgetError
 from neuroflux_fl.fleet_model import device_data, run_network
 from neuroflux_fl.local_network import LocalNetwork
 from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.machine_speed import MachineSpeed, measure_speed
-from neuroflux_fl.packing import unit_key
 from neuroflux_fl.plan import Plan
 from neuroflux_fl.planning import plan_backpropagation, plan_units
 from neuroflux_fl.profiling import NetworkProfile, profile_network
 from neuroflux_fl.run_config import RunConfig
 from neuroflux_fl.sizes import parse_bytes
+from neuroflux_fl.training_monitor import TrainingMonitor
 from neuroflux_fl.unit_store import UnitStore
-from neuroflux_fl.update_codec import coding_error, decode_update, encode_update
 from neuroflux_fl.wire import (
-    PREFIX_NEEDED,
     Capabilities,
     EvaluateReport,
     EvaluateTask,
@@ -43,7 +40,6 @@ from neuroflux_fl.wire import (
     UnitMemory,
 )
 
-Arrays = dict[str, NDArray[np.float32]]
 _USEFUL_BATCH = 8
 
 
@@ -70,6 +66,8 @@ class Device:
 
     config: RunConfig
     identity: Identity
+    monitor: TrainingMonitor = field(default_factory=TrainingMonitor, compare=False)
+    """Told what the device is at."""
 
     @property
     def network(self) -> LocalNetwork:
@@ -79,7 +77,8 @@ class Device:
     def capabilities(self) -> Capabilities:
         """Class, budget, data and memory lines."""
         trainer = self._trainer()
-        profile = run_profile(self.config, self.identity.device)
+        with trainer.stopwatch.running("profile"):
+            profile = run_profile(self.config, self.identity.device)
         settings = trainer.planner
         backprop = settings.with_margin(profile.whole.peak_bytes(_USEFUL_BATCH))
         return Capabilities(
@@ -96,6 +95,7 @@ class Device:
                 for unit in range(len(profile.units))
             ),
             holds_backprop=backprop <= self.identity.budget_bytes,
+            metrics_address=self.identity.metrics_address,
         )
 
     def train(self, task: TrainTask, arrays: Arrays) -> tuple[TrainReport, dict[str, NDArray[Any]]]:
@@ -120,7 +120,7 @@ class Device:
             progress = journal.read(trainer.store)
             finished = () if progress is None else progress.digests
             received = self._received(task)
-            self._receive(trainer, task.first_unit, task.last_unit, task.prefix_version, arrays, finished, received)
+            receive_weights(trainer.store, task, arrays, finished=finished, copies=received)
             if progress is None:
                 progress = TaskProgress(report=self._prepared(task, trainer), started_at=began)
                 journal.write(progress)
@@ -130,7 +130,8 @@ class Device:
             if not progress.finished:
                 deadline = deadline_from + task.deadline_seconds if task.deadline_seconds else None
                 progress = self._train_rest(task, trainer, journal, progress, earlier, deadline)
-            return self._answer(progress.report, trainer.store, received, task.update_precision)
+            updates, error = coded_updates(progress.report.updates, trainer.store, received, task.update_precision)
+            return replace(progress.report, update_error=error), updates
 
     def evaluate(self, task: EvaluateTask, arrays: Arrays) -> EvaluateReport:
         """Score the exits of the task's units on this device's validation images.
@@ -141,15 +142,15 @@ class Device:
         started = time.monotonic()
         with state_folder_in_use(self.identity.folder):
             trainer = self._trainer()
-            self._receive(trainer, task.first_unit, task.last_unit, task.prefix_version, arrays)
+            receive_weights(trainer.store, task, arrays)
             scores = trainer.score_exits(self._first_exit(task.first_unit, task.last_unit), task.last_unit)
         return EvaluateReport(exits=exit_scores(scores), seconds=time.monotonic() - started)
 
     def _task_key(self, task: TrainTask, arrays: Arrays) -> str:
         # Not the budget: where it is a share of the free memory, it is another one at every message. Nor the run:
         # a server that goes on with one is another to Flower, says so in the configuration, and asks for the same work.
-        identity = replace(self.identity, budget_bytes=0, folder=Path())
-        config = replace(self.config, resume=False, out="")
+        identity = replace(self.identity, budget_bytes=0, folder=Path(), metrics_address="")
+        config = replace(self.config, resume=False, out="", run_name="")
         return task_key((config, identity), task.to_bytes(), arrays)
 
     def _prepared(self, task: TrainTask, trainer: DeviceTrainer) -> TrainReport:
@@ -177,6 +178,7 @@ class Device:
         done = len(progress.report.blocks)
         plan = self._fitting(progress.report.plan, done, task.last_unit, trainer)
         progress = replace(progress, report=replace(progress.report, plan=plan))
+        self.monitor.plan_known(task.round, block_readings(plan, progress.report.blocks))
         last_and_next = [block.first_unit for block in plan.blocks[max(0, done - 1) : done + 1]]
         trainer.keep_cached_only(task.first_unit, *last_and_next)
 
@@ -200,6 +202,8 @@ class Device:
             on_block=on_block,
         )
         trainer.keep_cached_only(task.first_unit)
+        if result.deadline_reached:
+            self.monitor.deadline_reached()
         report = replace(progress.report, deadline_reached=result.deadline_reached)
         progress = replace(progress, report=with_costs(report, trainer, earlier), finished=True)
         journal.write(progress)
@@ -232,6 +236,7 @@ class Device:
             planner=config.planner_settings(examples=len(share.train)),
             memory_bytes=identity.budget_bytes,
             device=identity.device,
+            monitor=self.monitor,
         )
 
     def _plan(self, first_unit: int, last_unit: int, trainer: DeviceTrainer) -> Plan:
@@ -252,60 +257,8 @@ class Device:
         # Backpropagation trains no head but the last.
         return first_unit if self.config.method == "neuroflux" else last_unit
 
-    def _receive(
-        self,
-        trainer: DeviceTrainer,
-        first_unit: int,
-        last_unit: int,
-        prefix_version: str,
-        arrays: Arrays,
-        finished: Container[int] = (),
-        received: UnitStore | None = None,
-    ) -> None:
-        """Store what came, but for ``finished`` units; refuse a task whose units or prefix are not here.
-
-        ``received``, where given, keeps a copy of the task's units.
-        """
-        if last_unit >= len(trainer.network):
-            raise WireError(f"Task is for unit {last_unit}; the model has units 0 to {len(trainer.network) - 1}.")
-        for unit in range(last_unit + 1):
-            array = arrays.pop(unit_key(unit), None)
-            if array is not None:
-                size = trainer.network.layout(unit).size_with_head
-                if array.dtype != np.float32 or array.shape != (size,):
-                    raise WireError(f"Array of unit {unit} is {array.dtype} {array.shape}; needed: float32 ({size},).")
-                if unit not in finished:
-                    trainer.store.write(unit, array)
-                if received is not None and unit >= first_unit:
-                    received.write(unit, array)
-            elif unit >= first_unit:
-                raise WireError(f"Task for units {first_unit} to {last_unit} came without the array of unit {unit}.")
-        if first_unit and any(not trainer.store.holds(unit) for unit in range(first_unit)):
-            raise WireError(f"Prefix of {first_unit} units is not on this device: {PREFIX_NEEDED}.")
-        held = trainer.store.prefix_version(first_unit)
-        if held != prefix_version:
-            raise WireError(f"Prefix of {first_unit} units is at another version on this device: {PREFIX_NEEDED}.")
-
     def _received(self, task: TrainTask) -> UnitStore | None:
         """Where received weights are kept, on disk, for coding the update; in full precision there is no need."""
         if task.update_precision == "float32":
             return None
         return UnitStore(self.identity.folder / "received", self.network)
-
-    def _answer(
-        self, report: TrainReport, store: UnitStore, received: UnitStore | None, precision: str
-    ) -> tuple[TrainReport, dict[str, NDArray[Any]]]:
-        """The report with its arrays, coded unit by unit."""
-        arrays: dict[str, NDArray[Any]] = {}
-        largest = 0.0
-        for update in report.updates:
-            layout = self.network.layout(update.unit)
-            packed = store.read(update.unit)[: layout.size(update.has_head)]
-            if received is None:
-                arrays[unit_key(update.unit)] = packed
-                continue
-            base = received.read(update.unit)
-            coded = encode_update(packed, base, precision)
-            largest = max(largest, coding_error(packed, decode_update(coded, base, len(packed), precision), base))
-            arrays[unit_key(update.unit)] = coded
-        return replace(report, update_error=largest), arrays

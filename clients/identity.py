@@ -31,10 +31,13 @@ class Identity:
     device: torch.device
     data: str = ""
     """Name or folder of its own data; empty where it takes its share of the run's."""
+    metrics_address: str = ""
+    """``HOST:PORT`` at which it serves its metrics; empty where it does not."""
 
 
 def identify(node_config: Mapping[str, Value], config: RunConfig, *, run_id: int, node_id: int) -> Identity:
-    """Read ``partition-id``, ``num-partitions``, ``memory-budget``, ``device-class``, ``state-folder`` and ``data``.
+    """Read ``partition-id``, ``num-partitions``, ``memory-budget``, ``device-class``, ``state-folder``, ``data`` and
+    ``metrics-address``.
 
     A simulated node that brings no budget gets one of the run's in turn; a real one, half of its free memory.
 
@@ -60,6 +63,7 @@ def identify(node_config: Mapping[str, Value], config: RunConfig, *, run_id: int
         device_class=str(node_config.get("device-class", "unknown")),
         folder=Path(str(node_config.get("state-folder", default_folder))),
         data=str(node_config.get("data", "")),
+        metrics_address=str(node_config.get("metrics-address", "")),
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from neuroflux_fl.block_training import BlockResult
+from neuroflux_fl.device_report import BlockReading
 from neuroflux_fl.device_training import DeviceTrainer
 from neuroflux_fl.evaluation import Score
+from neuroflux_fl.plan import Plan
+from neuroflux_fl.training_monitor import finite_loss
 from neuroflux_fl.wire import BlockReport, ExitScore, Seconds, TrainReport, UnitUpdate
-
-_LARGEST_LOSS = 1e9
 
 
 def with_block(report: TrainReport, result: BlockResult, examples: int) -> TrainReport:
@@ -34,8 +33,27 @@ def with_costs(report: TrainReport, trainer: DeviceTrainer, earlier: TrainReport
         seconds=Seconds(**{name: getattr(earlier.seconds, name) + value for name, value in seconds.items()}),
         cache_hits=earlier.cache_hits + cache.hits,
         cache_bytes=earlier.cache_bytes + cache.written_bytes,
+        cache_writes=earlier.cache_writes + cache.writes,
+        cache_held_bytes=cache.used_bytes(),
         cache_refusals=earlier.cache_refusals + len(cache.refusals),
     )
+
+
+def block_readings(plan: Plan, finished: Sequence[BlockReport]) -> list[BlockReading]:
+    """The plan's blocks, with what is known of those that are finished."""
+    readings = []
+    for number, block in enumerate(plan.blocks):
+        report = finished[number] if number < len(finished) else None
+        readings.append(
+            BlockReading(
+                first_unit=block.first_unit,
+                last_unit=block.last_unit,
+                batch_size=block.batch_size if report is None else report.batch_size,
+                predicted_peak_bytes=block.predicted_peak_bytes,
+                measured_peak_bytes=None if report is None else report.measured_peak_bytes or None,
+            )
+        )
+    return readings
 
 
 def exit_scores(scores: Mapping[int, Score]) -> tuple[ExitScore, ...]:
@@ -68,5 +86,6 @@ def _block_report(result: BlockResult) -> BlockReport:
         seconds=result.seconds,
         oom_retries=result.out_of_memory_retries,
         # A diverged loss is not a number that the protocol knows; the server rejects the weights by themselves.
-        final_loss=float(np.nan_to_num(result.final_loss, nan=_LARGEST_LOSS, posinf=_LARGEST_LOSS)),
+        final_loss=finite_loss(result.final_loss),
+        losses=tuple((unit, finite_loss(loss)) for unit, loss in result.losses.items()),
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from clients.agent_client import AgentStatus, agent_status
 from clients.client_commands import RUNTIME_HOST, ClientOptions, agent_command, superexec_command, supernode_command
+from clients.device_telemetry import DeviceTelemetry
 from clients.server_check import server_trouble
 from clients.supernode_log import Connection, key_unusable, other_release, port_taken, read_connection, refused
 from neuroflux_fl.backoff import Backoff
@@ -79,29 +80,33 @@ class DeviceSupervisor:
         self._next_probe = 0.0
         self._trouble = ""
         self._told: dict[str, str] = {}
+        self._telemetry = DeviceTelemetry(options)
 
     def run(self, stop: StopRequest) -> None:
         """Keep the device in its fleet until ``stop``; everything that was started has ended then.
 
         Raises:
             StorageError: the state folder cannot be written.
+            UsageError: the port for metrics cannot be opened; nothing has been started then.
         """
-        try:
-            if self._agent is not None:
-                self._agent.start()
-            self._supernode.start()
-            self._away_since = time.monotonic()
-            while stop.received is None:
-                self._look_after_agent()
-                self._look_after_connection()
-                self._look_into_trouble()
-                self._watcher.show(self._lines(), self._key())
-                time.sleep(self._pace.tick)
-        finally:
-            # The SuperNode takes its leave of the server; the agent is needed until no task runs any more.
-            stop_all([self._superexec, self._supernode])
-            if self._agent is not None:
-                stop_all([self._agent])
+        with self._telemetry.running():
+            try:
+                if self._agent is not None:
+                    self._agent.start()
+                self._supernode.start()
+                self._away_since = time.monotonic()
+                while stop.received is None:
+                    self._look_after_agent()
+                    self._look_after_connection()
+                    self._look_into_trouble()
+                    self._tell_telemetry()
+                    self._watcher.show(self._lines(), self._key())
+                    time.sleep(self._pace.tick)
+            finally:
+                # The SuperNode takes its leave of the server; the agent is needed until no task runs any more.
+                stop_all([self._superexec, self._supernode])
+                if self._agent is not None:
+                    stop_all([self._agent])
 
     def _start_supernode(self) -> list[str]:
         self._port = self._options.port or _free_port()
@@ -124,7 +129,7 @@ class DeviceSupervisor:
         try:
             self._agent_status = agent_status(path, self._pace.agent_timeout)
             self._agent_heard_at = now
-            self._next_agent_look = now + self._pace.agent
+            self._next_agent_look = now + min(self._pace.agent, self._telemetry.look_seconds or self._pace.agent)
         except NeurofluxError:
             starting = self._agent_status is None
             self._next_agent_look = now + (1.0 if starting else self._pace.agent_timeout)
@@ -186,6 +191,15 @@ class DeviceSupervisor:
             return max(0.0, time.time() - self._options.state.last_connected.stat().st_mtime)
         except OSError:
             return float("inf")
+
+    def _tell_telemetry(self) -> None:
+        self._telemetry.tell(
+            connected=self._node_id is not None and self._connection.server_answers,
+            agent_restarts=0 if self._agent is None else max(0, self._agent.starts - 1),
+            status=self._agent_status,
+        )
+        for text in self._telemetry.news():
+            self._watcher.note(text)
 
     def _look_into_trouble(self) -> None:
         """While the server is away, find out why and say so, once for each reason."""

@@ -7,17 +7,25 @@ from clients.identity import identify
 from clients.request import DeviceAnswer, DeviceRequest
 from neuroflux_fl.errors import WireError
 from neuroflux_fl.run_config import RunConfig
+from neuroflux_fl.training_monitor import TrainingMonitor
 from neuroflux_fl.wire import EvaluateTask, TrainTask
 
 
-def perform(request: DeviceRequest) -> DeviceAnswer:
-    """Do what the request asks for.
+def perform(request: DeviceRequest, monitor: TrainingMonitor | None = None) -> DeviceAnswer:
+    """Do what the request asks for, and tell the monitor meanwhile.
 
     Raises:
         NeurofluxError: a configuration, task or array that cannot be worked with.
     """
     config = RunConfig.from_flat(request.run_config)
-    device = Device(config, identify(request.node_config, config, run_id=request.run_id, node_id=request.node_id))
+    monitor = monitor or TrainingMonitor()
+    with monitor.task(config.run_name):
+        return _perform(request, config, monitor)
+
+
+def _perform(request: DeviceRequest, config: RunConfig, monitor: TrainingMonitor) -> DeviceAnswer:
+    identity = identify(request.node_config, config, run_id=request.run_id, node_id=request.node_id)
+    device = Device(config, identity, monitor)
     if request.kind == "capabilities":
         return DeviceAnswer(content=device.capabilities().to_bytes())
     if request.kind == "evaluate":

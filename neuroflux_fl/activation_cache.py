@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuroflux_fl.errors import StorageError, UsageError
+from neuroflux_fl.training_monitor import TrainingMonitor
 from neuroflux_fl.unit_chain import ImageShape
 
 PRECISIONS: dict[str, np.dtype[np.generic]] = {"float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
@@ -77,13 +79,22 @@ class ActivationCache:
     not suffice, ``write`` gives None, and the caller recomputes.
     """
 
-    def __init__(self, folder: Path, *, quota_bytes: int | None = None, precision: str = "float16") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        quota_bytes: int | None = None,
+        precision: str = "float16",
+        monitor: TrainingMonitor | None = None,
+    ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"Cache precision {precision!r} is unknown: choose one of {', '.join(PRECISIONS)}.")
         self._folder = folder
         self._quota_bytes = quota_bytes
         self._precision = precision
+        self._monitor = monitor or TrainingMonitor()
         self.hits = 0
+        self.writes = 0
         self.written_bytes = 0
         self.refusals: list[str] = []
         """Why entries were not written, in order."""
@@ -105,6 +116,7 @@ class ActivationCache:
         if not whole:
             return None
         self.hits += 1
+        self._monitor.cache_hit()
         return entry
 
     def write(self, key: CacheKey, shape: ImageShape, count: int, pieces: Iterable[Tensor]) -> CachedActivations | None:
@@ -117,7 +129,7 @@ class ActivationCache:
         target, temporary = self._folder / name, self._folder / f"{name}.{os.getpid()}.tmp"
         entry = CachedActivations(path=target / _VALUES, shape=shape, count=count, dtype=dtype)
         if self._quota_bytes is not None and self.used_bytes() + entry.total_bytes > self._quota_bytes:
-            self.refusals.append(f"quota of {self._quota_bytes} bytes is too small for {entry.total_bytes} more")
+            self._refuse(f"quota of {self._quota_bytes} bytes is too small for {entry.total_bytes} more")
             return None
         try:
             temporary.mkdir(parents=True, exist_ok=True)
@@ -131,14 +143,20 @@ class ActivationCache:
             temporary.replace(target)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            self.refusals.append(f"cannot write to {self._folder}: {error.strerror or error}")
+            self._refuse(f"cannot write to {self._folder}: {error.strerror or error}")
             return None
+        self.writes += 1
         self.written_bytes += entry.total_bytes
+        self._monitor.cache_written(entry.total_bytes)
         return entry
 
     def used_bytes(self) -> int:
-        """Bytes in all entries."""
-        return sum(path.stat().st_size for path in self._folder.glob(f"*/{_VALUES}"))
+        """Bytes in all entries; for any thread."""
+        total = 0
+        for path in self._folder.glob(f"*/{_VALUES}"):
+            with suppress(FileNotFoundError):  # removed since it was listed
+                total += path.stat().st_size
+        return total
 
     def remove_all(self, keys: Iterable[CacheKey]) -> None:
         """Remove these entries, where they are there."""
@@ -151,6 +169,10 @@ class ActivationCache:
         for path in self._folder.glob("*"):
             if path.name not in names:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _refuse(self, reason: str) -> None:
+        self.refusals.append(reason)
+        self._monitor.cache_refused()
 
 
 def _as_stored(piece: Tensor, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:

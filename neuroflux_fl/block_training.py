@@ -13,13 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from neuroflux_fl.block_progress import BlockProgress
 from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory
 from neuroflux_fl.errors import UsageError
 from neuroflux_fl.evaluation import Score, score_windows
+from neuroflux_fl.learning_rate import rate_share
 from neuroflux_fl.local_step import OptimizerSettings, make_optimizer, train_window
 from neuroflux_fl.plan import Block, Window
 from neuroflux_fl.sample_source import PLAIN_VIEW, SampleSource, TensorSource
 from neuroflux_fl.stopwatch import Stopwatch
+from neuroflux_fl.training_monitor import TrainingMonitor
 from neuroflux_fl.unit_store import UnitStore
 
 
@@ -68,6 +71,8 @@ class BlockResult:
     out_of_memory_retries: int
     final_loss: float
     """Mean loss of the last window over the last epoch."""
+    losses: dict[int, float]
+    """The same of every window, by the unit at its end; no number where no step was made."""
     epochs: int
     validation: dict[int, Score]
     """By unit: the exit at each window's end, after training; empty without patience."""
@@ -88,6 +93,7 @@ def train_block(
     first_epoch: int = 0,
     deadline: float | None = None,
     stopwatch: Stopwatch | None = None,
+    monitor: TrainingMonitor | None = None,
     on_epoch: Callable[[int, float, Score | None], None] | None = None,
 ) -> BlockResult:
     """Train the block's units in the store on ``inputs`` and store the result, if the deadline allows to finish.
@@ -107,17 +113,19 @@ def train_block(
         first_epoch: number of earlier passes over this data: views and orders go on from there.
         deadline: ``time.monotonic()`` after which training stops.
         stopwatch: takes "train" and "evaluate" seconds.
+        monitor: is told of every pass and step.
         on_epoch: called after each epoch with its number, the last window's loss and its score.
     """
-    stopwatch = stopwatch or Stopwatch()
+    stopwatch, monitor = stopwatch or Stopwatch(), monitor or TrainingMonitor()
     started = time.perf_counter()
     meter = PeakMeter(device)
     with stopwatch.running("train"):
         _bring_in_code(store, block, settings, device)
         meter.start()
+        monitor.holds(meter.held_bytes)
         training = _BlockInTraining(store, block, settings, device)
     count = len(inputs.labels)
-    run = _Progress(batch_size=min(block.batch_size, max(1, count)))
+    run = BlockProgress(block=block, monitor=monitor, batch_size=min(block.batch_size, max(1, count)))
     scores: dict[int, Score] = {}
     best, stale, epoch = -1.0, 0, 0
     finished = count >= training.smallest
@@ -127,7 +135,9 @@ def train_block(
         view = first_epoch + epoch if settings.views > 1 else PLAIN_VIEW
         rate_at = partial(_rate_at, settings, peak_rate, epoch)
         with stopwatch.running("train"):
+            run.begin_epoch()
             finished = training.epoch(inputs, order, view, run, rate_at, base_learning_rate, deadline)
+            run.end_epoch()
         epoch += 1
         if not finished:
             break
@@ -137,7 +147,7 @@ def train_block(
                 scores = score_windows(training.windows, validation, run.batch_size)
             last = scores[block.last_unit]
         if on_epoch is not None:
-            on_epoch(epoch, run.mean_loss(), last)
+            on_epoch(epoch, run.final_loss, last)
         if last is not None:
             if last.accuracy > best + settings.minimum_improvement:
                 best, stale = last.accuracy, 0
@@ -149,6 +159,7 @@ def train_block(
         with stopwatch.running("train"):
             training.save()
     peak = meter.peak_bytes()
+    monitor.block_ended(block, peak)
     return BlockResult(
         block=block,
         final_batch_size=run.batch_size,
@@ -158,7 +169,8 @@ def train_block(
         effective_steps=run.effective_steps,
         seconds=time.perf_counter() - started,
         out_of_memory_retries=run.retries,
-        final_loss=run.mean_loss(),
+        final_loss=run.final_loss,
+        losses=run.losses,
         epochs=epoch,
         validation=scores,
         finished=finished,
@@ -179,19 +191,6 @@ def even_batches(order: NDArray[np.int64], batch_size: int, *, smallest: int) ->
     size = max(sizes, key=lambda size: (count // size * size, size))
     for batch in range(count // size):
         yield order[batch * size : (batch + 1) * size]
-
-
-@dataclass(slots=True)
-class _Progress:
-    batch_size: int
-    samples: int = 0
-    steps: int = 0
-    effective_steps: float = 0.0
-    retries: int = 0
-    losses: list[float] = field(default_factory=list)
-
-    def mean_loss(self) -> float:
-        return float(np.mean(self.losses)) if self.losses else float("nan")
 
 
 class _BlockInTraining:
@@ -223,7 +222,7 @@ class _BlockInTraining:
         inputs: SampleSource,
         order: NDArray[np.int64],
         view: int,
-        run: _Progress,
+        run: BlockProgress,
         rate_at: Callable[[float], float],
         base_learning_rate: float,
         deadline: float | None,
@@ -231,7 +230,6 @@ class _BlockInTraining:
         """One pass over the data; False where the deadline came before its end."""
         for pair in self._pairs.values():
             pair.train()
-        run.losses.clear()
         remaining = order
         done = 0
         while len(remaining):
@@ -242,11 +240,9 @@ class _BlockInTraining:
                     # The planned rate belongs to the planned batch: after a halving it shrinks in proportion.
                     rate = rate_at(done / len(order)) * min(1.0, run.batch_size / self._block.batch_size)
                     labels = torch.from_numpy(inputs.labels[batch]).to(self._device)
-                    run.losses.append(self.step(inputs.read(batch, view), labels, rate))
+                    losses = self.step(inputs.read(batch, view), labels, rate)
                     done += len(batch)
-                    run.samples += len(batch)
-                    run.steps += 1
-                    run.effective_steps += rate / base_learning_rate
+                    run.add_step(losses, len(batch), rate / base_learning_rate)
                 return True
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or run.batch_size <= self.smallest:
@@ -255,20 +251,20 @@ class _BlockInTraining:
                 optimizer.zero_grad(set_to_none=True)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            run.retries += 1
-            run.batch_size = max(self.smallest, run.batch_size // 2)
+            run.halve_batch(self.smallest)
             remaining = order[done:]
         return True
 
-    def step(self, values: Tensor, labels: Tensor, rate: float) -> float:
-        """One step of every window; returns the last window's loss."""
+    def step(self, values: Tensor, labels: Tensor, rate: float) -> list[Tensor]:
+        """One step of every window; returns their losses, scalars without gradient."""
         # One name for input and output, so that a window's input is freed as soon as its output exists.
-        loss = torch.zeros(())
+        losses = []
         for (_, units, head), optimizer in zip(self.windows, self._optimizers, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate
             values, loss = train_window(units, head, optimizer, values, labels)
-        return float(loss)
+            losses.append(loss)
+        return losses
 
     def save(self) -> None:
         """Write every unit of the block, with its head where a window ends at it."""
@@ -293,13 +289,4 @@ def _bring_in_code(store: UnitStore, block: Block, settings: TrainSettings, devi
 
 def _rate_at(settings: TrainSettings, peak_rate: float, epoch: int, done: float) -> float:
     """Learning rate where ``done``, a share of the epoch, lies behind."""
-    return peak_rate * _rate_share(settings, epoch + done)
-
-
-def _rate_share(settings: TrainSettings, epochs_done: float) -> float:
-    """Share of the block's learning rate: linear warm-up, then a half cosine down to ``final_rate_share``."""
-    progress = min(1.0, epochs_done / settings.epochs)
-    if progress < settings.warmup_share:
-        return max(0.02, progress / settings.warmup_share)
-    falling = (progress - settings.warmup_share) / (1 - settings.warmup_share)
-    return settings.final_rate_share + (1 - settings.final_rate_share) * 0.5 * (1 + math.cos(math.pi * falling))
+    return peak_rate * rate_share(settings, epoch + done)

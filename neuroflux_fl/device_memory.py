@@ -97,6 +97,14 @@ class PeakMeter:
             return max(0, torch.cuda.max_memory_allocated(self.device) - self._baseline)
         return max(0, _status_bytes("VmHWM") - self._baseline)
 
+    def held_bytes(self) -> int | None:
+        """What is held now over what was held at the start; for any thread. None where the platform cannot tell."""
+        if not self._usable:
+            return None
+        if self.device.type == "cuda":
+            return max(0, torch.cuda.memory_allocated(self.device) - self._baseline)
+        return max(0, _status_bytes("VmRSS") - self._baseline)
+
 
 def limit_cuda_memory(device: torch.device, budget_bytes: int) -> None:
     """Make CUDA's allocator refuse more than the budget, so that a plan cannot overrun it. No effect on a CPU."""

@@ -20,6 +20,7 @@ from neuroflux_fl.plan import Block, Plan
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.sample_source import ImageSource, SampleSource
 from neuroflux_fl.stopwatch import Stopwatch
+from neuroflux_fl.training_monitor import TrainingMonitor
 from neuroflux_fl.unit_store import UnitStore
 
 CROP_PADDING = 4
@@ -74,16 +75,21 @@ class DeviceTrainer:
         planner: PlannerSettings,
         memory_bytes: int | None,
         device: torch.device,
+        monitor: TrainingMonitor | None = None,
     ) -> None:
         self.network = network
         self.store = store
         self.data = data
-        self.cache = ActivationCache(cache.folder, quota_bytes=cache.quota_bytes, precision=cache.precision)
+        self.monitor = monitor or TrainingMonitor()
+        self.cache = ActivationCache(
+            cache.folder, quota_bytes=cache.quota_bytes, precision=cache.precision, monitor=self.monitor
+        )
         self.settings = settings
         self.planner = planner
         self.device = device
         self.stopwatch = Stopwatch()
         self._memory_bytes = memory_bytes
+        self.monitor.trains_with(self.stopwatch, self.cache.used_bytes)
         with self.stopwatch.running("cache"):
             self._train_flow = self.flow(data.train, views=settings.views)
             self._validation_flow = self.flow(data.validation, views=1)
@@ -156,6 +162,7 @@ class DeviceTrainer:
                 first_epoch=first_epoch,
                 deadline=deadline,
                 stopwatch=self.stopwatch,
+                monitor=self.monitor,
                 on_epoch=None if on_epoch is None else lambda *event, b=block: on_epoch(b, *event),
             )
             if not result.finished:
@@ -185,6 +192,7 @@ class DeviceTrainer:
         meter = PeakMeter(self.device)
         with self.stopwatch.running("cache"):
             meter.start()
+            self.monitor.holds(meter.held_bytes)
             inputs = self._train_flow.source_at(cut, known=start, wanted=views)
             validation = self._validation_flow.source_at(cut, known=start) if scored else None
             if start not in (0, cut, keep):

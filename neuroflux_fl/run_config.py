@@ -25,6 +25,7 @@ METHODS = ("neuroflux", "backprop-all", "backprop-fitting")
 SCHEDULES = ("progressive", "joint")
 AGGREGATIONS = ("fedavg", "fednova")
 PARTITIONS = ("iid", "dirichlet", "shards")
+LONGEST_RUN_NAME = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +143,8 @@ class RunConfig:
     """The shallowest exit within this much of the best validation accuracy is handed out."""
     server_tests: bool = True
     """The server scores exits on the data set's test split; off where the server has no data."""
+    run_name: str = ""
+    """Label of the run's metrics. Empty: ``simulate`` takes its folder's name, ``neuroflux-fl server`` the time."""
     out: str = ""
     """Folder for run.json, rounds.jsonl, the fleet's state and the exit; empty writes nothing."""
     resume: bool = False
@@ -192,6 +195,10 @@ class RunConfig:
             raise ConfigError(f"staleness-discount is {self.staleness_discount}: give a factor from 0 to 1.")
         if not 0 <= self.tolerance <= 1:
             raise ConfigError(f"tolerance is {self.tolerance}: give a share of accuracy from 0 to 1.")
+        if len(self.run_name) > LONGEST_RUN_NAME or not self.run_name.isprintable():
+            raise ConfigError(
+                f"run-name {self.run_name!r} is no name: give at most {LONGEST_RUN_NAME} printable characters."
+            )
         if self.cache_quota:
             parse_bytes(self.cache_quota)
         self.data_description()

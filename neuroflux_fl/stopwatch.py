@@ -8,25 +8,45 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Seconds spent under each name. Nested uses count for the inner name alone."""
+    """Seconds spent under each name. Nested uses count for the inner name alone.
+
+    One thread measures; ``so_far`` may be called from others.
+    """
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {"profile": 0.0, "train": 0.0, "cache": 0.0, "evaluate": 0.0}
-        self._running: list[tuple[str, float]] = []
+        # Replaced whole at every change, so that a reader never sees one half of it: seconds, names, since when.
+        self._state: tuple[dict[str, float], tuple[str, ...], float] = (
+            {"profile": 0.0, "train": 0.0, "cache": 0.0, "evaluate": 0.0}, (), 0.0,
+        )  # fmt: skip
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By name, without what is running."""
+        return dict(self._state[0])
+
+    def so_far(self) -> dict[str, float]:
+        """By name, with what is running. Two looks in the same microseconds may disagree by as much."""
+        return self._until(time.perf_counter())
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count time that was measured elsewhere."""
+        known, running, since = self._state
+        self._state = ({**known, name: known.get(name, 0.0) + seconds}, running, since)
 
     @contextmanager
     def running(self, name: str) -> Iterator[None]:
         """Count the time inside the ``with`` for ``name``."""
         now = time.perf_counter()
-        if self._running:
-            outer, since = self._running[-1]
-            self.seconds[outer] += now - since
-        self._running.append((name, now))
+        outer = self._state[1]
+        self._state = (self._until(now), (*outer, name), now)
         try:
             yield
         finally:
             now = time.perf_counter()
-            _, since = self._running.pop()
-            self.seconds[name] = self.seconds.get(name, 0.0) + now - since
-            if self._running:
-                self._running[-1] = (self._running[-1][0], now)
+            self._state = (self._until(now), outer, now)
+
+    def _until(self, now: float) -> dict[str, float]:
+        seconds, running, since = self._state
+        if not running:
+            return dict(seconds)
+        return {**seconds, running[-1]: seconds.get(running[-1], 0.0) + now - since}

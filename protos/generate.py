@@ -1,6 +1,6 @@
-"""Write the Python side of the protobuf sources: ``neuroflux_fl/wire/neuroflux_pb2.py`` and ``clients/agent_pb2.py``.
+"""Write the Python side of the protobuf sources: ``neuroflux_fl/wire/*_pb2.py`` and ``clients/agent_pb2.py``.
 
-``python protos/generate.py`` writes both with their stubs; ``python protos/generate.py --check`` writes nothing and
+``python protos/generate.py`` writes them with their stubs; ``python protos/generate.py --check`` writes nothing and
 exits with 1 when the committed files are not what the sources give. Needs ``grpcio-tools`` and ``mypy-protobuf``.
 """
 
@@ -14,7 +14,11 @@ import tempfile
 from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
-FOLDERS = {"neuroflux.proto": PROTOS.parent / "neuroflux_fl" / "wire", "agent.proto": PROTOS.parent / "clients"}
+FOLDERS = {
+    "neuroflux.proto": PROTOS.parent / "neuroflux_fl" / "wire",
+    "telemetry.proto": PROTOS.parent / "neuroflux_fl" / "wire",
+    "agent.proto": PROTOS.parent / "clients",
+}
 """Where the files generated from each source belong."""
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from flwr.app import Message
@@ -22,6 +21,7 @@ from neuroflux_fl.packing import PackLayout
 from neuroflux_fl.run_config import RunConfig
 from neuroflux_fl.wire import PREFIX_NEEDED, EvaluateReport, EvaluateTask, TrainTask
 from server.aggregation import Rule
+from server.answer_log import Answer
 from server.cohort import draw_cohort
 from server.device_totals import DeviceTotals
 from server.fleet_round import FleetRound
@@ -31,7 +31,8 @@ from server.records import content_bytes, read_bytes
 from server.roster import Roster
 from server.round_sums import RoundSums, add_scores
 from server.rounds import PhaseResult, Resending, pull_late, run_phase
-from server.run_status import RunStatus, StatusListener
+from server.run_progress import RunProgress
+from server.run_status import StatusListener
 from server.schedule import Stage, advance, joint_stages, rounds_per_stage, stages_of
 from server.task_messages import TaskMessages
 
@@ -55,8 +56,8 @@ class FleetResult:
 
 Observer = Callable[[RoundRecord, Sequence[DeviceTotals]], None]
 """Called after every round."""
-Checkpoint = Callable[[FleetState, dict[int, Packed]], None]
-"""Called after every round with all that the server must remember."""
+Checkpoint = Callable[[FleetState, dict[int, Packed], Sequence[Answer]], None]
+"""Called after every round with all that the server must remember, and with what came of the round's tasks."""
 Tester = Callable[[dict[int, Packed], int, int], dict[int, float]]
 """Central test accuracy of exits ``first`` to ``last`` of the given weights."""
 
@@ -81,11 +82,12 @@ class Fleet:
         self._observer = observer
         self._checkpoint = checkpoint
         self._tester = tester
-        self._on_status = on_status
-        self._status = RunStatus(phase="starting", rounds=config.num_server_rounds)
+        self._progress = RunProgress(config.num_server_rounds, on_status)
         self._roster = Roster(grid, config)
         self._outstanding = OutstandingTasks()
         self._trained_heads: set[int] = set()
+        self._answers: tuple[Answer, ...] = ()
+        """What came of the last round's tasks."""
         self._set_arrays({unit: network.initial(unit, config.seed) for unit in range(len(network))})
 
     def run(self, resume_from: tuple[FleetState, dict[int, Packed]] | None = None) -> FleetResult:
@@ -98,7 +100,6 @@ class Fleet:
             FleetError: too few devices, none that can take part, or a round below the quorum.
             StorageError: ``resume_from`` is of another model or schedule.
         """
-        started = time.monotonic()
         config = self._config
         stages = self._stages()
         bounds = self._round_bounds(stages)
@@ -109,8 +110,8 @@ class Fleet:
             self._set_arrays(arrays)
             self._trained_heads = set(state.trained_exits)
             self._roster.totals = {totals.node_id: totals for totals in state.devices}
-        seconds_before = state.seconds
-        self._tell(phase="waiting", round=state.round)
+        self._progress.go_on_from(state.seconds)
+        self._progress.tell(phase="waiting", round=state.round, stage=state.schedule.stage_index)
         self._roster.found()
         while not state.schedule.finished and state.round < config.num_server_rounds:
             stage = stages[state.schedule.stage_index]
@@ -145,10 +146,10 @@ class Fleet:
                 history=(*state.history, record),
                 trained_exits=tuple(sorted(self._trained_heads)),
                 devices=self._roster.totals_in_order(),
-                seconds=seconds_before + time.monotonic() - started,
+                seconds=self._progress.seconds,
             )
             if self._checkpoint is not None:
-                self._checkpoint(state, self._arrays)
+                self._checkpoint(state, self._arrays, self._answers)
             if self._observer is not None:
                 self._observer(record, state.devices)
         exits = state.trained_exits
@@ -158,9 +159,9 @@ class Fleet:
         state = replace(
             state,
             devices=self._roster.totals_in_order(),
-            seconds=seconds_before + time.monotonic() - started,
+            seconds=self._progress.seconds,
         )
-        self._tell(phase="finished")
+        self._progress.tell(phase="finished", wanted=0, answered=0)
         return FleetResult(
             state=state,
             arrays=self._arrays,
@@ -200,20 +201,20 @@ class Fleet:
         self._outstanding.forget_before(number - config.late_rounds)
         rule: Rule = "fednova" if config.aggregation == "fednova" else "fedavg"
         sums = RoundSums(stage, self._layouts, self._arrays, rule, config.update_precision)
-        work = FleetRound(number, sums, self._roster, self._outstanding, config.staleness_discount)
+        work = FleetRound(number, sums, self._roster, self._outstanding, config.staleness_discount, self._progress)
         rate_scale = _rate_scale(state.schedule.rounds_in_stage, rounds_in_stage)
         message_to = partial(self._train_message, work, stage, rate_scale)
 
         def on_reply(reply: Message) -> None:
             work.take(reply)
-            self._tell(answered=len(work.received))
+            self._progress.tell(answered=len(work.received))
 
         for attempt in range(config.task_attempts):
             free = self._free_devices(stage, work)
             size = min(config.cohort or len(free), len(free)) if attempt == 0 else len(free)
             cohort = draw_cohort(free, math.ceil(size * (1 + config.over_selection)), config.seed, number)
             enough = work.ask(cohort, size)
-            self._tell(
+            self._progress.tell(
                 phase="training", round=number, stage=stage.index, wanted=work.wanted, answered=len(work.received),
                 failed=0, late=len(self._outstanding.message_ids),
             )  # fmt: skip
@@ -221,16 +222,18 @@ class Fleet:
             work.end_phase(phase, self._arrays if config.late_rounds else {}, self._time_to_live())
             if len(work.received) >= config.quorum:
                 break
+            work.below_quorum = True
             logger.warning("Round %d: %d good replies; the quorum is %d.", number, len(work.received), config.quorum)
         else:
             raise FleetError(
                 f"Round {number} got {len(work.received)} good replies; the quorum is {config.quorum}. See the "
                 "failures logged above, allow a longer deadline, or lower the quorum; the run can be resumed."
             )
-        self._set_arrays(sums.aggregator.result(quorum=config.unit_quorum))
+        self._set_arrays(sums.result(config.unit_quorum))
         self._trained_heads |= sums.trained_heads(config.unit_quorum)
-        record = work.record(self._test(stage))
-        self._tell(contributors=record.contributors, exits=record.exits, test=record.test)
+        record = work.record(self._test(stage), config.unit_quorum)
+        self._answers = work.answers
+        self._progress.tell(contributors=record.contributors, exits=record.exits, test=record.test)
         return record
 
     def _free_devices(self, stage: Stage, work: FleetRound) -> list[int]:
@@ -244,7 +247,7 @@ class Fleet:
 
         def ready() -> list[int]:
             connected = self._roster.admit_newcomers()
-            self._tell(nodes=len(connected))
+            self._progress.tell(nodes=len(connected))
             present = connected & self._roster.devices.keys()
             free = (self._roster.able(stage) & present) - self._outstanding.busy_nodes - work.received
             if len(present) < self._config.min_nodes or not free:
@@ -265,7 +268,7 @@ class Fleet:
                     f"{self._config.wait_seconds:g} s of waiting; needed: {wanted}. Start more devices, lower "
                     "min-nodes, or allow more time with wait-seconds; the run can be resumed."
                 )
-            self._tell(phase="waiting")
+            self._progress.tell(phase="waiting")
             time.sleep(max(_SHORTEST_PAUSE, self._config.poll_seconds))
         return nodes
 
@@ -321,13 +324,14 @@ class Fleet:
             self._roster.count(device.node_id, lambda totals: totals.evaluated(report.seconds, size))
             device.held_prefix = version_after  # what it scored is the prefix of the next stage
             add_scores(scores, report.exits, range(first_unit, last_unit + 1))
+            self._progress.tell(answered=self._progress.status.answered + 1)
 
         def ready() -> list[int]:
             connected = set(self._grid.get_node_ids()) & self._roster.devices.keys()
             return sorted(connected - self._outstanding.busy_nodes)
 
         nodes = self._wait_until(ready, "one that can score the model")
-        self._tell(phase="evaluating", wanted=len(nodes), answered=0, failed=0)
+        self._progress.tell(phase="evaluating", wanted=len(nodes), answered=0, failed=0)
         self._phase(nodes, message_to, on_reply)
         return scores
 
@@ -363,11 +367,6 @@ class Fleet:
         for node_id, reason in phase.failed.items():
             logger.warning("Device %d failed: %s", node_id, reason)
         return phase
-
-    def _tell(self, **changes: Any) -> None:
-        if self._on_status is not None:
-            self._status = replace(self._status, **changes)
-            self._on_status(self._status)
 
 
 def _rate_scale(rounds_done: int, rounds: int) -> float:

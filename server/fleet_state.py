@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from server.device_totals import DeviceTotals
 from server.schedule import ScheduleState
 
 STATE_FILE = "fleet.safetensors"
-_FORMAT = 3
+_FORMAT = 4
 _METADATA_KEY = "fleet_state"
 
 
@@ -51,6 +52,20 @@ class RoundRecord:
     """Answers to earlier tasks that came in this round and were used."""
     late_dropped: int = 0
     """Answers to earlier tasks that came in this round and were of no use any more."""
+    ended_at: float = 0.0
+    """Unix time."""
+    elapsed_seconds: float = 0.0
+    """Of the run, at the round's end."""
+    aggregation_seconds: float = 0.0
+    """Spent by the server on checking, adding and averaging updates."""
+    device_seconds: float = 0.0
+    """Spent by all devices on the training tasks whose answers came in this round."""
+    samples: int = 0
+    """Training samples of these answers, passes counted."""
+    below_quorum: bool = False
+    """Devices had to be asked again for want of answers, or a unit got fewer updates than it needs."""
+    update_error: float = 0.0
+    """Largest coding error of an update, as a share of what training moved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,18 +136,64 @@ class FleetState:
         Raises:
             StorageError: the file is damaged or of another format.
         """
-        from safetensors import SafetensorError, safe_open
+        arrays: dict[str, NDArray[Any]] = {}
+        text = _read(folder / STATE_FILE, arrays)
+        return None if text is None else (cls.from_json(text), arrays)
 
+    @classmethod
+    def peek(cls, folder: Path) -> FleetState | None:
+        """State as saved, without reading the arrays; None when the folder has none. Cheap while the file is the same.
+
+        Raises:
+            StorageError: the file is damaged or of another format.
+        """
         path = folder / STATE_FILE
-        if not path.exists():
-            return None
         try:
-            with safe_open(path, framework="numpy") as file:
-                text = (file.metadata() or {}).get(_METADATA_KEY, "")
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, SafetensorError) as error:
-            raise StorageError(f"{path} cannot be read: {error}. Start a new run in another folder.") from error
-        return cls.from_json(text), arrays
+            status = path.stat()
+        except OSError:
+            return None
+        return _peek(path, (status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=2)
+def _peek(path: Path, version: tuple[int, int, int]) -> FleetState | None:
+    """The state in a file that is never written to again: another ``version`` is another file of the same name."""
+    text = _read(path, None)
+    return None if text is None else FleetState.from_json(text)
+
+
+def _read(path: Path, arrays: dict[str, NDArray[Any]] | None) -> str | None:
+    """The state's text, and into ``arrays``, where given, the arrays; None when there is no such file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if arrays is not None:
+                arrays |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            text: str = (file.metadata() or {}).get(_METADATA_KEY, "")
+            return text
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path} cannot be read: {error}. Start a new run in another folder.") from error
+
+
+def task_counts(history: Sequence[RoundRecord]) -> dict[str, int]:
+    """Where every task went: ``sent`` is the sum of all others but ``resent``."""
+    sent = sum(record.tasks for record in history)
+    failed = sum(record.failed for record in history)
+    missing = sum(record.missing for record in history)
+    late_used = sum(record.late_used for record in history)
+    late_dropped = sum(record.late_dropped for record in history)
+    return {
+        "sent": sent,
+        "answered": sent - failed - missing,
+        "failed": failed,
+        "late_used": late_used,
+        "late_dropped": late_dropped,
+        "never_answered": missing - late_used - late_dropped,
+        "resent": sum(record.resent for record in history),
+    }
 
 
 def _record_from_fields(fields: dict[str, Any]) -> RoundRecord:

@@ -1,11 +1,10 @@
-"""Runs a fleet server for as long as its run takes: the two Flower processes, the run, and what ends each of them."""
+"""Runs a fleet server for as long as its run takes: its processes, the run, and what ends each of them."""
 
 from __future__ import annotations
 
 import json
 import random
 import signal
-import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroflux_fl.backoff import Backoff
-from neuroflux_fl.errors import FleetError, StorageError, UsageError
+from neuroflux_fl.errors import FleetError, StorageError
 from neuroflux_fl.output_folder import prepare_folder, write_text
 from neuroflux_fl.stop_request import StopRequest
 from neuroflux_fl.supervision import Child, Watcher, stop_all
@@ -28,6 +27,9 @@ from server.flower_runs import (
     stop_unfinished_runs,
     submit_run,
 )
+from server.gateway_child import GatewayChild
+from server.gateway_settings import GatewaySettings
+from server.listening import accepts_connections, require_free_port
 from server.run_record import RunRecord
 from server.state_folder import ServerState
 from server.status_view import describe_status, status_key
@@ -54,6 +56,8 @@ class Pace:
     """Between two questions to the SuperLink whether it is still there."""
     patience: float = 60.0
     """With a SuperLink that lives and does not answer."""
+    last_scrape: float = 12.0
+    """The gateway outlives its run by this: who scrapes every 5 s must see that it ended, or takes it for lost."""
     most_resumes: int = 5
     """Resumptions of a run without a finished round between them."""
     resumes: Backoff = field(default_factory=lambda: Backoff(first_seconds=2.0, largest_seconds=120.0))
@@ -63,9 +67,16 @@ class Launcher:
     """One server on one state folder, which the caller has prepared and locked."""
 
     def __init__(
-        self, state: ServerState, endpoint: Endpoint, record: RunRecord, watcher: Watcher, pace: Pace | None = None
+        self,
+        state: ServerState,
+        endpoint: Endpoint,
+        record: RunRecord,
+        watcher: Watcher,
+        pace: Pace | None = None,
+        *,
+        telemetry: GatewaySettings | None = None,
     ) -> None:
-        """Nothing is started yet."""
+        """Nothing is started yet; without ``telemetry`` no gateway ever is."""
         self._state = state
         self._endpoint = endpoint
         self._record = record
@@ -92,6 +103,7 @@ class Launcher:
             log=state.logs / "superexec.log",
             environment=environment,
         )
+        self._gateway = None if telemetry is None else GatewayChild(state, telemetry, watcher)
 
     def run(self, stop: StopRequest) -> dict[str, Any] | None:
         """Start everything, drive the run to its end, and end everything.
@@ -101,20 +113,28 @@ class Launcher:
 
         Raises:
             FleetError: the SuperLink cannot be started, or the run failed by its own error or again and again.
-            UsageError: the port is taken.
+            UsageError: a port is taken.
             StorageError: the state folder cannot be written.
         """
-        require_free_port(self._endpoint)
+        require_free_port(self._endpoint.host, self._endpoint.port, "--port or --host")
+        if self._gateway is not None:
+            self._gateway.require_free_ports()
         try:
             self._superlink.start()
             if not self._await_superlink(stop):
                 return None
             self._superexec.start()
-            return self._drive(stop)
+            summary = self._drive(stop)
+            if summary is not None and self._gateway is not None:
+                self._show("the run is complete")
+                self._wait(self._pace.last_scrape, stop)
+            return summary
         finally:
             # The ServerApp first, while there is still someone to tell that it ends.
             stop_all([self._superexec])
             stop_all([self._superlink])
+            if self._gateway is not None:
+                self._gateway.stop()
 
     def _drive(self, stop: StopRequest) -> dict[str, Any] | None:
         failures, rounds_before = 0, -1
@@ -153,6 +173,8 @@ class Launcher:
         killed = self._probe.tick()
         if killed is not None:
             self._watcher.note(killed)
+        if self._gateway is not None:
+            self._gateway.tick()
 
     def _wait(self, seconds: float, stop: StopRequest) -> bool:
         """Tick for so long; False when ``stop`` came first."""
@@ -167,7 +189,7 @@ class Launcher:
     def _await_superlink(self, stop: StopRequest) -> bool:
         self._show("starting")
         while self._wait(self._pace.tick, stop):
-            if _answers(self._endpoint):
+            if accepts_connections(self._endpoint.local_host, self._endpoint.port):
                 return True
             if self._superlink.failures >= _UNSTARTABLE:
                 last = next(reversed(self._superlink.recent_output().strip().splitlines()), "it printed nothing")
@@ -273,28 +295,6 @@ class Launcher:
     def _show(self, phase: str, status: dict[str, Any] | None = None) -> None:
         status = status or {}
         self._watcher.show(describe_status(phase, status), status_key(phase, status))
-
-
-def require_free_port(endpoint: Endpoint) -> None:
-    """Raise UsageError when the SuperLink could not listen."""
-    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((endpoint.host, endpoint.port))
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "ports are 1 to 65535"
-        raise UsageError(
-            f"Port {endpoint.port} of {endpoint.host} cannot be opened: {reason}. Choose another --port or --host."
-        ) from error
-
-
-def _answers(endpoint: Endpoint) -> bool:
-    try:
-        with socket.create_connection((endpoint.local_host, endpoint.port), timeout=1.0):
-            return True
-    except OSError:
-        return False
 
 
 def _reason(run: FlowerRun) -> str:

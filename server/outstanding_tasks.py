@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ class OutstandingTask:
     round: int
     base: Mapping[int, NDArray[np.float32]]
     """Global arrays that the round began with."""
+    sent_at: float
+    """Seconds of the run."""
     expires_at: float
     """``time.monotonic()`` after which Flower drops the answer."""
 
@@ -40,12 +42,7 @@ class OutstandingTasks:
         """Let go of arrays of rounds before ``round``, and of tasks that can no longer be answered."""
         now = time.monotonic()
         self._tasks = {
-            message_id: OutstandingTask(
-                node_id=task.node_id,
-                round=task.round,
-                base=task.base if task.round >= round else {},
-                expires_at=task.expires_at,
-            )
+            message_id: replace(task, base=task.base if task.round >= round else {})
             for message_id, task in self._tasks.items()
             if task.expires_at > now
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from neuroflux_fl.wire import ExitScore, TrainReport, UnitUpdate
 from server.aggregation import Rule, UnitAggregator
 from server.records import read_array
 from server.schedule import Stage
-from server.update_checks import check_update
+from server.update_checks import Reason, check_update
 
 Packed = NDArray[np.float32]
 
@@ -48,6 +49,9 @@ class RoundSums:
         self.scores: dict[int, Score] = {}
         self.rejected: dict[str, int] = {}
         self.bytes_up = 0
+        self.seconds = 0.0
+        """Spent on checking, adding and averaging."""
+        self._planned: set[int] = set()
 
     def contributors(self) -> dict[int, int]:
         """Number of updates by unit, of units that have some."""
@@ -58,13 +62,29 @@ class RoundSums:
         heads = self.aggregator.head_contributors
         return {unit for unit, count in self.contributors().items() if heads[unit] and count >= quorum}
 
-    def reject(self, reason: str) -> None:
+    def below(self, quorum: int) -> bool:
+        """Whether a unit that some device planned to train, or trained, has fewer than ``quorum`` updates.
+
+        Units that no device has the memory for are left untrained by design: they are not waited for.
+        """
+        counts = self.aggregator.contributors
+        return any(counts[unit] < quorum for unit in self._planned | self.contributors().keys())
+
+    def result(self, quorum: int) -> dict[int, Packed]:
+        """The round's new weights; see ``UnitAggregator.result``."""
+        started = time.perf_counter()
+        arrays = self.aggregator.result(quorum=quorum)
+        self.seconds += time.perf_counter() - started
+        return arrays
+
+    def reject(self, reason: Reason) -> None:
         """Count something that could not be used."""
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
 
     def take(self, report: TrainReport, reply: Message, *, examples_held: int, round: int) -> int:
         """Add every sound update of an answer to this round, and its scores; returns the number of updates added."""
         add_scores(self.scores, report.exits, self.stage.units)
+        self._planned |= {unit for unit in self.stage.units if any(unit in block.units for block in report.plan.blocks)}
         return self._add(report, reply, examples_held, round, self._arrays, 1.0)
 
     def take_late(
@@ -93,6 +113,7 @@ class RoundSums:
         base: Mapping[int, Packed],
         discount: float,
     ) -> int:
+        started = time.perf_counter()
         record = reply.content.array_records.get("arrays", ArrayRecord())
         seen: set[int] = set()
         for update in report.updates:
@@ -117,11 +138,12 @@ class RoundSums:
                 packed = _moved(packed, base[update.unit], self._arrays[update.unit], self._layouts[update.unit])
             self.aggregator.add(update, packed, discount=discount)
             seen.add(update.unit)
+        self.seconds += time.perf_counter() - started
         return len(seen)
 
     def _decoded(
         self, update: UnitUpdate, record: ArrayRecord, base: Mapping[int, Packed]
-    ) -> tuple[NDArray[np.generic] | None, str | None]:
+    ) -> tuple[NDArray[np.generic] | None, Reason | None]:
         array = record.pop(unit_key(update.unit), None)
         if array is None:
             return None, "missing_array"

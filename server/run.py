@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from neuroflux_fl.data import ImageData
-from neuroflux_fl.errors import StorageError
+from neuroflux_fl.errors import NeurofluxError, StorageError
 from neuroflux_fl.exits import choose_exit, exit_parameters, save_exit
 from neuroflux_fl.fleet_model import run_data, run_network
 from neuroflux_fl.local_network import LocalNetwork
@@ -24,15 +24,14 @@ from neuroflux_fl.output_folder import prepare_folder, write_text
 from neuroflux_fl.packing import unit_key
 from neuroflux_fl.run_config import RunConfig
 from neuroflux_fl.unit_store import UnitStore
+from server.answer_log import ANSWERS_FILE, Answer, append_answers, drop_answers_after
 from server.central_test import CentralTest
 from server.device_totals import DeviceTotals
 from server.fleet import Fleet, FleetResult, Observer
-from server.fleet_state import FleetState, RoundRecord
-from server.run_status import StatusListener
-
-RUN_FILE = "run.json"
-ROUNDS_FILE = "rounds.jsonl"
-_PACKAGES = ("neuroflux-fl", "torch", "torchvision", "flwr", "numpy", "protobuf")
+from server.fleet_state import STATE_FILE, FleetState, RoundRecord, task_counts
+from server.run_folder import ROUNDS_FILE, RUN_FILE, TELEMETRY_FILE
+from server.run_setting import describe_run, write_setting
+from server.run_status import STATUS_FILE, RunStatus, write_status
 
 
 def execute_run(
@@ -40,27 +39,40 @@ def execute_run(
     config: RunConfig,
     *,
     observer: Observer | None = None,
-    on_status: StatusListener | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Run a fleet and return its summary, the content of ``run.json``.
 
-    With ``config.out`` set, the folder gets ``run.json``, ``rounds.jsonl`` (a line as each round ends), the chosen
-    exit, and the state from which an interrupted run goes on.
+    With ``config.out`` set, the folder gets all that ``server.run_folder`` reads, the chosen exit, and the state from
+    which an interrupted run goes on.
 
     Raises:
         NeurofluxError: bad data, a folder that cannot be written, a fleet that cannot go on.
     """
-    out = Path(config.out) if config.out else None
-    if out is not None:
-        prepare_folder(out)
+    if not config.out:
+        return _run_fleet(grid, config, None, observer, resume)
+    out = Path(config.out)
+    prepare_folder(out)
+    try:
+        return _run_fleet(grid, config, out, observer, resume)
+    except NeurofluxError as error:
+        # Whoever watches the run is told why; whoever supervises it must not start again what would only fail again.
+        with suppress(StorageError):
+            write_status(out, RunStatus(phase="failed", error=str(error), error_kind=type(error).__name__))
+        raise
+
+
+def _run_fleet(
+    grid: Grid, config: RunConfig, out: Path | None, observer: Observer | None, resume: bool
+) -> dict[str, Any]:
     data = run_data(config)
     network = run_network(config)
     tester = CentralTest(network, data) if config.server_tests else None
     try:
         resume_from = _saved_state(out) if resume and out is not None else None
         if out is not None:
-            _start_rounds_file(out, resume_from[0].history if resume_from else ())
+            _start_files(out, None if resume_from is None else resume_from[0])
+            write_setting(out, config, data, network, resumed=resume)
 
         def observe(record: RoundRecord, devices: Sequence[DeviceTotals]) -> None:
             if out is not None:
@@ -68,12 +80,20 @@ def execute_run(
             if observer is not None:
                 observer(record, devices)
 
-        def checkpoint(state: FleetState, arrays: dict[int, NDArray[np.float32]]) -> None:
+        def checkpoint(state: FleetState, arrays: dict[int, NDArray[np.float32]], answers: Sequence[Answer]) -> None:
             if out is not None:
+                # In this order: answers of a round that the state does not know are dropped when the run is resumed.
+                append_answers(out, answers)
                 state.save(out, {unit_key(unit): array for unit, array in arrays.items()})
 
         fleet = Fleet(
-            grid, config, network, observer=observe, checkpoint=checkpoint, tester=tester, on_status=on_status
+            grid,
+            config,
+            network,
+            observer=observe,
+            checkpoint=checkpoint,
+            tester=tester,
+            on_status=None if out is None else partial(write_status, out),
         )
         result = fleet.run(resume_from)
         summary = summarise(config, data, network, result, tester)
@@ -106,15 +126,12 @@ def summarise(
         for unit, score in sorted(scores.items())
     ]
     return {
-        "config": config.to_flat(),
-        "data": {"name": data.name, "train": len(data.train), "test": len(data.test), "classes": data.classes},
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "machine": platform.platform(),
+        **describe_run(config, data),
         "devices": [_device_row(device) for device in result.state.devices],
         "rounds": [asdict(record) for record in result.state.history],
         "exits": exits,
         "chosen_exit": next((row for row in exits if row["unit"] == chosen), None),
-        "tasks": _task_counts(result.state.history),
+        "tasks": task_counts(result.state.history),
         "bytes_up": sum(device.bytes_up for device in result.state.devices),
         "bytes_down": sum(device.bytes_down for device in result.state.devices),
         "samples": sum(device.samples for device in result.state.devices),
@@ -123,29 +140,9 @@ def summarise(
     }
 
 
-def _task_counts(history: Sequence[RoundRecord]) -> dict[str, int]:
-    """Where every task went: ``sent`` is the sum of all others but ``resent``."""
-    sent = sum(record.tasks for record in history)
-    failed = sum(record.failed for record in history)
-    missing = sum(record.missing for record in history)
-    late_used = sum(record.late_used for record in history)
-    late_dropped = sum(record.late_dropped for record in history)
-    return {
-        "sent": sent,
-        "answered": sent - failed - missing,
-        "failed": failed,
-        "late_used": late_used,
-        "late_dropped": late_dropped,
-        "never_answered": missing - late_used - late_dropped,
-        "resent": sum(record.resent for record in history),
-    }
-
-
 def _device_row(device: DeviceTotals) -> dict[str, Any]:
-    blocks = [{"first_unit": first, "last_unit": last, "batch_size": batch} for first, last, batch in device.blocks]
     return {
         **asdict(device),
-        "blocks": blocks,
         "measured_peak_bytes": device.measured_peak_bytes or None,
         "samples_per_second": device.samples_per_second,
     }
@@ -187,11 +184,14 @@ def _saved_state(out: Path) -> tuple[FleetState, dict[int, NDArray[np.float32]]]
     return state, {int(key.rsplit("-", 1)[1]): array for key, array in arrays.items()}
 
 
-def _start_rounds_file(out: Path, history: Sequence[RoundRecord]) -> None:
-    if history:
-        write_text(out / ROUNDS_FILE, "".join(json.dumps(asdict(record)) + "\n" for record in history))
-    else:
-        (out / ROUNDS_FILE).unlink(missing_ok=True)
+def _start_files(out: Path, state: FleetState | None) -> None:
+    """Bring the folder to where the run stands: after ``state``, or at its beginning."""
+    if state is None:
+        for name in (STATE_FILE, ROUNDS_FILE, ANSWERS_FILE, STATUS_FILE, RUN_FILE, TELEMETRY_FILE):
+            (out / name).unlink(missing_ok=True)
+        return
+    drop_answers_after(out, state.round)
+    write_text(out / ROUNDS_FILE, "".join(json.dumps(asdict(record)) + "\n" for record in state.history))
 
 
 def _append_round(out: Path, record: RoundRecord) -> None:
@@ -201,10 +201,3 @@ def _append_round(out: Path, record: RoundRecord) -> None:
             file.write(json.dumps(asdict(record)) + "\n")
     except OSError as error:
         raise StorageError(f"Cannot write {path}: {error.strerror}. Free some space, then use --resume.") from error
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -11,6 +11,7 @@ from pathlib import Path
 from neuroflux_fl.output_folder import write_text
 
 STATUS_FILE = "status.json"
+PHASES = ("starting", "waiting", "training", "evaluating", "finished", "failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +19,7 @@ class RunStatus:
     """One moment of a run."""
 
     phase: str
-    """starting, waiting (for devices), training, evaluating, finished or failed."""
+    """One of ``PHASES``; a run waits for devices."""
     round: int = 0
     """Round in progress, from 1; 0 before the first."""
     rounds: int = 0
@@ -30,6 +31,8 @@ class RunStatus:
     """Answers that the phase waits for."""
     answered: int = 0
     failed: int = 0
+    seconds: float = 0.0
+    """Time of the run so far, without interruptions."""
     late: int = 0
     """Tasks of earlier rounds that are still unanswered."""
     contributors: dict[int, int] = field(default_factory=dict)

@@ -63,6 +63,11 @@ class ServerState:
         return self.out / "status.json"
 
     @property
+    def telemetry_file(self) -> Path:
+        """What devices reported last."""
+        return self.out / "telemetry.json"
+
+    @property
     def logs(self) -> Path:
         """One file for each process."""
         return self.root / "logs"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuroflux_fl.wire import PackLayout, UnitUpdate
 
-REASONS = (
+Reason = Literal[
     "wrong_round",
     "unknown_unit",
     "unexpected_unit",
@@ -23,8 +24,14 @@ REASONS = (
     "not_finite",
     "negative_variance",
     "absurd_norm",
-)
-"""Every slug that ``check_update`` returns."""
+    "missing_array",
+    "unreadable",
+    "wrong_coding",
+    "malformed",
+]
+"""Why an update was rejected. The last four are found before its checks: its array is not there, is no array, or is not
+in the coding that was asked for; or the whole answer cannot be understood."""
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 DEFAULT_MAX_NORM_RATIO = 10.0
 MAX_BUFFER_VALUE = 1e6
@@ -45,7 +52,7 @@ def check_update(
     current: NDArray[np.float32] | None,
     examples_held: int,
     max_norm_ratio: float = DEFAULT_MAX_NORM_RATIO,
-) -> str | None:
+) -> Reason | None:
     """Reason to reject one unit's update, or None when it may be aggregated.
 
     Args:
@@ -88,7 +95,7 @@ def _check_values(
     layout: PackLayout,
     current: NDArray[np.float32],
     max_norm_ratio: float,
-) -> str | None:
+) -> Reason | None:
     if not all(np.isfinite(array[start : start + _CHUNK]).all() for start in range(0, len(array), _CHUNK)):
         return "not_finite"
     variances = [values for name, values in layout.unpack(array, has_head).items() if name.endswith("running_var")]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,24 @@ class Commands:
         return found
 
 
+def free_port_with_next() -> int:
+    """A port that is free and so is the one after it, where the gateway listens."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = int(listener.getsockname()[1])
+            with suppress(OSError, OverflowError), socket.create_server(("127.0.0.1", port + 1)):
+                return port
+
+
+def metrics(port: int) -> str:
+    """The gateway's page; nothing while there is none."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
+
+
 def wait_until(condition: Callable[[], bool], describe: Callable[[], str], seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -82,14 +103,14 @@ def commands(tmp_path: Path) -> Iterator[Commands]:
 
 
 def test_a_fleet_with_tls_from_certificates_to_results(commands: Commands) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port, metrics_port = free_port_with_next(), free_port_with_next()
     commands.run("certs", "certs", "--host", "localhost")
     address = f"localhost:{port}"
 
     server = commands.start(
-        "server", "server", "--state", "state", "--port", str(port), "--certs", "certs", *SETTINGS, "--json"
-    )
+        "server", "server", "--state", "state", "--port", str(port), "--metrics-port", str(metrics_port),
+        "--certs", "certs", *SETTINGS, "--json",
+    )  # fmt: skip
     commands.wait_for("server", "waiting for devices: 0 of 2 connected")
     clients = []
     for number in range(2):
@@ -101,8 +122,15 @@ def test_a_fleet_with_tls_from_certificates_to_results(commands: Commands) -> No
                 "--threads", "1",
             )
         )  # fmt: skip
-    wait_until(lambda: server.poll() is not None, lambda: commands.log("server", "err").read_text())
+    shown: set[str] = set()
 
+    def ended() -> bool:
+        shown.update(re.findall(r'device_samples_total{device="(.*?)",device_class', metrics(metrics_port)))
+        return server.poll() is not None
+
+    wait_until(ended, lambda: commands.log("server", "err").read_text())
+
+    assert shown == {"device-0", "device-1"}
     assert server.returncode == 0, commands.log("server", "err").read_text()
     summary = json.loads(commands.log("server", "out").read_text())
     assert [record["contributors"] for record in summary["rounds"]] == [{str(unit): 2 for unit in range(8)}] * 2

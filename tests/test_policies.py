@@ -24,6 +24,8 @@ NOT_IN_THE_CORE = {
     "sklearn",
     "pyarrow",
     "PIL",
+    "matplotlib",
+    "jinja2",
 }
 GENERATED = "_pb2.py"
 SOURCES = sorted(

@@ -59,6 +59,20 @@ def client(
         int, typer.Option(help="Port of 127.0.0.1 for the device's own processes; 0 takes a free one.")
     ] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 leaves them alone.")] = 0,
+    telemetry: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to push readings (memory, speed, losses; no images): auto (the server, default), off, or "
+            "HOST:PORT of a gateway.",
+            metavar="auto|off|HOST:PORT",
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve /metrics here for Prometheus, instead of pushing.", min=1, max=65535)
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address of this device on which /metrics is served: one that Prometheus reaches.")
+    ] = "127.0.0.1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the commands and start nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON on standard output.")] = False,
 ) -> None:
@@ -73,6 +87,7 @@ def client(
     from clients.bundle import read_bundle
     from clients.client_commands import ClientOptions, ClientState, default_device_class
     from clients.server_check import parse_address
+    from clients.telemetry_options import TelemetryOptions, announced_address, device_name, gateway_addresses
     from neuroflux_fl.flower_environment import flower_environment
 
     parse_address(server)
@@ -81,6 +96,7 @@ def client(
     if not 0 <= port <= 65535 or threads < 0:
         raise UsageError(f"Port {port} or threads {threads} is not allowed: ports are 0 to 65535, threads 0 or more.")
     share = _share(partition_id, partitions)
+    gateways = gateway_addresses(telemetry, server, scraped=metrics_port is not None)
     wanted = None if budget is None else parse_bytes(budget)
     credentials = None if bundle is None else read_bundle(bundle)
     folder = ClientState((state or default_state_folder("client")).expanduser().resolve())
@@ -92,6 +108,8 @@ def client(
         "data": name,
         **share,
     }
+    if metrics_port is not None:
+        values["metrics-address"] = announced_address(metrics_host, metrics_port, server)
     with _socket_folder(folder, needed=agent and not dry_run) as sockets:
         options = ClientOptions(
             state=folder,
@@ -101,6 +119,12 @@ def client(
             agent_socket=sockets / "agent.sock" if agent else None,
             port=port,
             threads=threads,
+            telemetry=TelemetryOptions(
+                gateways=gateways,
+                metrics_host=metrics_host,
+                metrics_port=metrics_port or 0,
+                name=device_name("" if credentials is None else credentials.name, values),
+            ),
         )
         if dry_run:
             _show_commands(options, json)
@@ -148,6 +172,8 @@ def _take_part(options: ClientOptions) -> None:
     from clients.supervisor import DeviceSupervisor
     from neuroflux_fl.stop_request import StopRequest
 
+    # What gRPC writes on the terminal by itself, where telemetry or the agent is away, is said better by the view.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     state = options.state
     prepare_private_folder(state.root)
     with locked(state.lock_file, "A client"):
@@ -176,7 +202,8 @@ def _show_commands(options: ClientOptions, as_json: bool) -> None:
         "superexec": superexec_command(options, options.port),
     }
     if as_json:
-        print_json({"state": str(options.state.root), "commands": commands})
+        telemetry = list(options.telemetry.gateways)
+        print_json({"state": str(options.state.root), "commands": commands, "telemetry": telemetry})
         return
     for name, command in commands.items():
         result_console.print(f"{name}: {shlex.join(command)}", soft_wrap=True, markup=False)

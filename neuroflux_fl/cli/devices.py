@@ -98,9 +98,11 @@ def devices(state: State = None, json: Json = False) -> None:
             }
         )
         return
-    table = make_table("Devices", ["name", "status", "node", "enrolled"])
+    table = make_table("Devices", ["name", "status", "node", "enrolled, UTC"])
     for row in rows:
-        table.add_row(row.device.name, row.status, str(row.device.node_id), row.device.enrolled_at)
+        table.add_row(
+            row.device.name, row.status, str(row.device.node_id), row.device.enrolled_at[:16].replace("T", " ")
+        )
     result_console.print(table)
     if strangers:
         ids = ", ".join(map(str, strangers))

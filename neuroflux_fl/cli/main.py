@@ -21,9 +21,11 @@ from neuroflux_fl.cli.client import client
 from neuroflux_fl.cli.devices import devices, enroll, revoke
 from neuroflux_fl.cli.output import print_error
 from neuroflux_fl.cli.plan import plan
+from neuroflux_fl.cli.report import report
 from neuroflux_fl.cli.server import server
 from neuroflux_fl.cli.simulate import simulate
 from neuroflux_fl.cli.train import train
+from neuroflux_fl.cli.watch import watch
 from neuroflux_fl.errors import NeurofluxError
 
 _INTERRUPTED = 130
@@ -35,6 +37,7 @@ app = typer.Typer(
     "[bold]simulate[/bold] runs a whole fleet on this machine.\n\n"
     "For real devices: [bold]certs[/bold], [bold]server[/bold], [bold]enroll[/bold], and on each device "
     "[bold]client[/bold].\n\n"
+    "[bold]watch[/bold] shows a run as it goes, [bold]report[/bold] makes a page of it.\n\n"
     "Exit codes: 2 wrong option, 3 configuration, 4 data, 5 memory budget, 6 files and disks, 7 fleet, "
     "8 missing package, 9 network message.",
     rich_markup_mode="rich",
@@ -51,6 +54,8 @@ app.command()(certs)
 app.command()(enroll)
 app.command()(revoke)
 app.command()(devices)
+app.command()(watch)
+app.command()(report)
 
 
 def _print_version(value: bool) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from neuroflux_fl.cli.fleet_summary import print_summary
 from neuroflux_fl.cli.live_view import LiveView
 from neuroflux_fl.cli.output import print_json, progress_console, result_console
-from neuroflux_fl.cli.simulate import print_summary
 from neuroflux_fl.errors import StorageError, UsageError
 from neuroflux_fl.state_home import default_state_folder, locked, prepare_private_folder
 
 if TYPE_CHECKING:
+    from server.gateway_settings import GatewaySettings
     from server.run_record import RunRecord
     from server.state_folder import ServerState
     from server.superlink import Endpoint
@@ -35,6 +37,22 @@ def server(
     insecure_network: Annotated[
         bool, typer.Option("--insecure-network", help="With --insecure: listen for other machines as well.")
     ] = False,
+    telemetry: Annotated[
+        str, typer.Option(help="on or off: whether to take devices' reports and show metrics.")
+    ] = "on",
+    telemetry_port: Annotated[
+        int | None, typer.Option(help="Port that devices report to, on the same --host. Default: --port + 1.")
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Name or address of /metrics and /targets, which ask nobody for a password.")
+    ] = "127.0.0.1",
+    metrics_port: Annotated[int, typer.Option(help="Port of /metrics and /targets.")] = 9464,
+    max_devices: Annotated[
+        int, typer.Option(help="Devices that metrics name; all others count in the sums over their class.")
+    ] = 200,
+    stale_after: Annotated[
+        float, typer.Option(help="Seconds without a report, after which a device's metrics are gone.")
+    ] = 60.0,
     min_nodes: Annotated[int | None, typer.Option(help="Devices to wait for before the run starts.")] = None,
     model: Annotated[str | None, typer.Option(help="vgg11, vgg13, vgg16, vgg19, resnet18 or resnet34.")] = None,
     width: Annotated[float | None, typer.Option(help="Factor on the channels of a VGG.")] = None,
@@ -59,16 +77,19 @@ def server(
 ) -> None:
     """Serve a fleet of real devices: wait for them, train, and show what happens until the run is done.
 
-    Starts and watches over Flower's SuperLink and SuperExec, and starts each again that ends. A run goes on after
-    anything that was killed, this command included: start it again with the same --state.
+    Starts and watches over Flower's SuperLink and SuperExec and a telemetry gateway, and starts each again that ends. A
+    run goes on after anything that was killed, this command included: start it again with the same --state.
+
+    Metrics of server and devices: http://127.0.0.1:9464/metrics; devices that can be scraped: /targets.
 
     Devices need a bundle: while the server waits, neuroflux-fl enroll NAME --state DIR --out BUNDLE makes one.
-    With --host other than this machine, let only the path /v1/fleet/ through to it (deploy/nginx).
+    With --host other than this machine, put the gate before it (deploy/nginx).
 
     Example: neuroflux-fl certs certs --host fleet.example.org, then neuroflux-fl server --certs certs --min-nodes 4
     --model vgg11 --data cifar10 --rounds 20
     """
     from server.certificate_check import check_certificates
+    from server.gateway_settings import GatewaySettings
     from server.state_folder import ServerState
     from server.superlink import Endpoint, check_exposure, prepare_files
 
@@ -78,6 +99,8 @@ def server(
         )
     if not 1 <= port <= 65535:
         raise UsageError(f"Port {port} is not allowed: ports are 1 to 65535.")
+    if telemetry not in ("on", "off"):
+        raise UsageError(f"--telemetry {telemetry} is not allowed: it is on or off.")
     flags = {
         "min-nodes": min_nodes, "model": model, "width": width, "data": data, "num-server-rounds": rounds,
         "local-epochs": local_epochs, "cohort": cohort, "deadline-seconds": deadline, "seed": seed,
@@ -86,12 +109,21 @@ def server(
     folder = ServerState(root)
     endpoint = Endpoint(host=host, port=port, certificates=None if certs is None else certs.expanduser().resolve())
     check_exposure(endpoint, insecure_network=insecure_network)
+    gateway = None
+    if telemetry == "on":
+        gateway = GatewaySettings(
+            endpoint=replace(endpoint, port=port + 1 if telemetry_port is None else telemetry_port),
+            metrics_host=metrics_host,
+            metrics_port=metrics_port,
+            most_devices=max_devices,
+            stale_seconds=stale_after,
+        )
     warning = check_certificates(endpoint)
     if warning is not None:
         progress_console.print(f"Note: {warning}", soft_wrap=True)
     given = any(value is not None for value in flags.values()) or config is not None or bool(set_)
     if dry_run:
-        _show_commands(folder, endpoint, json)
+        _show_commands(folder, endpoint, gateway, json)
         return
     prepare_private_folder(root)
     with locked(folder.lock_file, "A server"):
@@ -100,7 +132,9 @@ def server(
             summary = _finished_summary(folder)
         else:
             prepare_files(folder, endpoint, record.config)
-            summary = _serve(folder, endpoint, record)
+            if gateway is not None:
+                gateway = replace(gateway, run=str(record.config.get("run-name", "")))
+            summary = _serve(folder, endpoint, record, gateway)
     _name_devices(summary, folder)
     if json:
         print_json(summary)
@@ -161,7 +195,9 @@ def _finished_summary(state: ServerState) -> dict[str, Any]:
     return summary
 
 
-def _serve(state: ServerState, endpoint: Endpoint, record: RunRecord) -> dict[str, Any]:
+def _serve(
+    state: ServerState, endpoint: Endpoint, record: RunRecord, gateway: GatewaySettings | None
+) -> dict[str, Any]:
     from neuroflux_fl.stop_request import StopRequest
     from server.launcher import Launcher
 
@@ -171,7 +207,12 @@ def _serve(state: ServerState, endpoint: Endpoint, record: RunRecord) -> dict[st
             view.note("No TLS: every device that can connect is let in.")
         elif not endpoint.loopback:
             view.note("Let only the path /v1/fleet/ through to this port: the rest of it asks for no key.")
-        summary = Launcher(state, endpoint, record, view).run(stop)
+        if gateway is not None:
+            view.note(
+                f"Reports come to port {gateway.endpoint.port}; metrics are on {gateway.metrics_host} port "
+                f"{gateway.metrics_port}."
+            )
+        summary = Launcher(state, endpoint, record, view, telemetry=gateway).run(stop)
     if summary is None:
         name = stop.received.name if stop.received is not None else "a signal"
         progress_console.print(
@@ -183,9 +224,10 @@ def _serve(state: ServerState, endpoint: Endpoint, record: RunRecord) -> dict[st
     return summary
 
 
-def _show_commands(state: ServerState, endpoint: Endpoint, as_json: bool) -> None:
+def _show_commands(state: ServerState, endpoint: Endpoint, gateway: GatewaySettings | None, as_json: bool) -> None:
     from neuroflux_fl.flower_environment import flower_command
     from server.flower_runs import submit_command
+    from server.gateway_settings import gateway_command
     from server.state_folder import CONNECTION
     from server.superlink import superexec_command, superlink_command
 
@@ -194,6 +236,8 @@ def _show_commands(state: ServerState, endpoint: Endpoint, as_json: bool) -> Non
         "superexec": superexec_command(state, endpoint),
         "run": [flower_command("flwr"), *submit_command(state), CONNECTION, "--format", "json"],
     }
+    if gateway is not None:
+        commands["telemetry"] = gateway_command(state, gateway)
     if as_json:
         print_json({"state": str(state.root), "commands": commands})
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def settle_run(request: dict[str, Any]) -> str | None:
     # Also finds bad data now, and not when the devices have come.
     described = describe_data(replace(asked, data=absolute_data(asked.data)))
     moved = set_aside_results(state)
-    config = replace(described, out=str(state.out))
+    name = asked.run_name or time.strftime("run-%Y%m%d-%H%M%S", time.gmtime())
+    config = replace(described, out=str(state.out), run_name=name)
     RunRecord(asked=asked.to_flat(), config=config.to_flat()).save(state.server_file)
     return None if moved is None else str(moved)
 

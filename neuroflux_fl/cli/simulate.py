@@ -6,16 +6,17 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from neuroflux_fl.cli.fleet_summary import blocks_cell, print_summary
 from neuroflux_fl.cli.output import (
     make_progress,
     make_table,
     percent_cell,
-    print_exits,
     print_json,
     progress_console,
     result_console,
@@ -27,7 +28,6 @@ from neuroflux_fl.errors import UsageError
 if TYPE_CHECKING:
     from neuroflux_fl.run_config import RunConfig, Value
     from server.device_totals import DeviceTotals
-    from server.fleet import Observer
     from server.fleet_state import RoundRecord
 
 
@@ -100,7 +100,18 @@ def simulate(
         if dry_run:
             _show_plans(run_config, nodes, json)
             return
-        summary = _run(run_config, nodes, workers=workers, threads=threads, metrics_port=metrics_port, resume=resume)
+        run_config = replace(run_config, run_name=run_config.run_name or _run_name(out))
+        # Metrics are read from the run's folder, as those of a real fleet are.
+        results = Path(folder) / "run" if out is None and metrics_port is not None else None
+        with _metrics(metrics_port, out or results):
+            summary = _run(
+                run_config if results is None else replace(run_config, out=str(results)),
+                nodes,
+                workers=workers,
+                threads=threads,
+                resume=resume,
+            )
+        summary["config"]["out"] = run_config.out
     if json:
         print_json(summary)
     else:
@@ -122,14 +133,16 @@ def _nodes(config: RunConfig, devices: int, folder: Path) -> dict[int, dict[str,
     }
 
 
+def _run_name(out: Path | None) -> str:
+    """The folder's name as a label."""
+    from neuroflux_fl.run_config import LONGEST_RUN_NAME
+
+    name = "" if out is None else out.resolve().name
+    return "".join(letter for letter in name if letter.isprintable())[:LONGEST_RUN_NAME] or "simulation"
+
+
 def _run(
-    config: RunConfig,
-    nodes: dict[int, dict[str, Value]],
-    *,
-    workers: int,
-    threads: int,
-    metrics_port: int | None,
-    resume: bool,
+    config: RunConfig, nodes: dict[int, dict[str, Value]], *, workers: int, threads: int, resume: bool
 ) -> dict[str, Any]:
     from neuroflux_fl.fleet_model import device_share, run_data, run_network
 
@@ -138,14 +151,12 @@ def _run(
     run_network(config)
     for node in nodes.values():
         device_share(config, data, int(node["partition-id"]), len(nodes))
-    with _metrics_reporter(metrics_port) as report:
-        return _run_grid(config, nodes, report, workers=workers, threads=threads, resume=resume)
+    return _run_grid(config, nodes, workers=workers, threads=threads, resume=resume)
 
 
 def _run_grid(
     config: RunConfig,
     nodes: dict[int, dict[str, Value]],
-    report: Observer,
     *,
     workers: int,
     threads: int,
@@ -178,7 +189,6 @@ def _run_grid(
         task = progress.add_task("starting", total=config.num_server_rounds)
 
         def observe(record: RoundRecord, devices: Sequence[DeviceTotals]) -> None:
-            report(record, devices)
             progress.update(task, completed=record.round, description=_describe(record))
             if not progress_console.is_terminal:
                 progress_console.print(
@@ -189,29 +199,27 @@ def _run_grid(
 
 
 @contextmanager
-def _metrics_reporter(port: int | None) -> Iterator[Observer]:
-    """Serves metrics while the run lasts, and gives what reports a round to them."""
-    if port is None:
-        yield lambda record, devices: None
+def _metrics(port: int | None, out: Path | None) -> Iterator[None]:
+    """Serves the run's and its devices' metrics while the block lasts, read from the run's folder."""
+    if port is None or out is None:
+        yield
         return
-    from prometheus_client import CollectorRegistry, start_http_server
+    from neuroflux_fl.exposition import Collected, exposition, make_registry
+    from neuroflux_fl.metrics_http import METRICS_TYPE, serve_pages
+    from server.fleet_samples import fleet_samples
+    from server.run_folder import read_run_folder
+    from server.run_setting import SETTING_FILE
+    from server.simulated_devices import simulated_device_samples
 
-    from neuroflux_fl.metrics import Metrics
-    from server.telemetry import report_round
+    def samples() -> Iterator[Collected]:
+        if (out / SETTING_FILE).exists():
+            run = read_run_folder(out, answers=False)
+            yield from fleet_samples(run)
+            yield from simulated_device_samples(run)
 
-    registry = CollectorRegistry()
-    metrics = Metrics(registry)
-    try:
-        http_server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "ports are 0 to 65535"
-        raise UsageError(f"Metrics port {port} cannot be opened: {reason}. Choose a free port.") from error
-    try:
-        yield lambda record, devices: report_round(metrics, record, devices)
-    finally:
-        http_server.shutdown()
-        http_server.server_close()
-        thread.join()
+    registry = make_registry(samples)
+    with serve_pages({"/metrics": (METRICS_TYPE, lambda: exposition(registry))}, host="127.0.0.1", port=port):
+        yield
 
 
 def _describe(record: Any) -> str:
@@ -253,63 +261,7 @@ def _show_plans(config: RunConfig, nodes: dict[int, dict[str, Value]], as_json: 
     table = make_table("Plans, all units at once", ["device", "budget", "images", "blocks: units x batch", "untrained"])
     for row in rows:
         table.add_row(
-            str(row["device"]), size_cell(row["budget_bytes"]), str(row["train_examples"]), _blocks_cell(row["blocks"]),
+            str(row["device"]), size_cell(row["budget_bytes"]), str(row["train_examples"]), blocks_cell(row["blocks"]),
             str(row["untrained_units"] or "-"),
         )  # fmt: skip
     result_console.print(table)
-
-
-def _blocks_cell(blocks: list[dict[str, Any]]) -> str:
-    return " ".join(f"{row['first_unit']}-{row['last_unit']}x{row['batch_size']}" for row in blocks) or "-"
-
-
-def print_summary(summary: dict[str, Any]) -> None:
-    """The tables of devices, rounds and exits."""
-    devices = make_table(
-        "Devices", ["device", "budget", "images", "blocks: units x batch", "predicted", "measured", "samples/s", "sent"]
-    )
-    for row in summary["devices"]:
-        devices.add_row(
-            str(row.get("name", row["node_id"])),
-            size_cell(row["budget_bytes"]),
-            str(row["train_examples"]),
-            _blocks_cell(row["blocks"]),
-            size_cell(row["predicted_peak_bytes"]),
-            size_cell(row["measured_peak_bytes"]),
-            f"{row['samples_per_second']:.0f}",
-            size_cell(row["bytes_up"]),
-        )
-    result_console.print(devices)
-    rounds = make_table("Rounds", ["round", "stage", "accuracy of exits", "devices", "seconds", "up", "down"])
-    for record in summary["rounds"]:
-        accuracies = record["test"] or record["exits"]
-        rounds.add_row(
-            str(record["round"]),
-            str(record["stage"]),
-            " ".join(f"{unit}: {percent_cell(accuracy)}" for unit, accuracy in accuracies.items()),
-            str(max(record["contributors"].values(), default=0)),
-            f"{record['seconds']:.1f}",
-            size_cell(record["bytes_up"]),
-            size_cell(record["bytes_down"]),
-        )
-    result_console.print(rounds)
-    print_exits(summary)
-    for text, key, remedy in (
-        ("The cache was too small", "cache_refusals", "activations were computed anew; allow more with cache-quota"),
-        ("The deadline cut training short", "deadlines_reached", "allow more with deadline-seconds"),
-    ):
-        devices_hit = [str(row["node_id"]) for row in summary["devices"] if row[key]]
-        if devices_hit:
-            result_console.print(f"{text} on device {', '.join(devices_hit)}: {remedy}.")
-    if error := max((row["update_error"] for row in summary["devices"]), default=0.0):
-        precision = summary["config"]["update-precision"]
-        result_console.print(f"Updates in {precision} lost at most {100 * error:.2g} % of what training moved.")
-    tasks = summary["tasks"]
-    if tasks["sent"] != tasks["answered"]:
-        result_console.print(
-            "Tasks: " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in tasks.items())
-        )
-    result_console.print(
-        f"{summary['seconds']:.1f} s, {summary['device_seconds']:.1f} device-seconds, "
-        f"{size_cell(summary['bytes_up'])} up, {size_cell(summary['bytes_down'])} down."
-    )

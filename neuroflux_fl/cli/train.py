@@ -150,7 +150,7 @@ def train(
             memory_bytes=budget_bytes,
             device=torch.device("cpu"),
         )
-        trainer.stopwatch.seconds["profile"] = profile_seconds
+        trainer.stopwatch.add("profile", profile_seconds)
         result = _run(trainer, plan, epochs)
         summary = _summarise(trainer, plan, result, images.test, tolerance)
         summary = {

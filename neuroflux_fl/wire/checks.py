@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 from neuroflux_fl.errors import WireError
@@ -12,6 +13,7 @@ MAX_SIZE = 2**63 - 1
 MAX_UNIT = 9_999
 """Largest unit number; far above any CNN, low enough that a forged message cannot make the server loop for long."""
 MAX_TEXT_LENGTH = 128
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
 def check_count(field: str, value: int, *, least: int = 0) -> None:
@@ -57,6 +59,14 @@ def check_text(field: str, value: str) -> None:
     """Texts end up in logs and metric labels: short and printable."""
     if len(value) > MAX_TEXT_LENGTH or not value.isprintable():
         raise WireError(f"{field} must be at most {MAX_TEXT_LENGTH} printable characters; it has {len(value)}.")
+
+
+def check_address(field: str, value: str) -> None:
+    """An address is HOST:PORT or [IPv6]:PORT, or empty: it ends up where others connect to."""
+    check_text(field, value)
+    match = _ADDRESS.fullmatch(value)
+    if value and (match is None or not 1 <= int(match[2]) <= 65535):
+        raise WireError(f"{field} is {value!r}: must be HOST:PORT, or empty.")
 
 
 def _check_between(field: str, value: int, least: int, most: int) -> None:

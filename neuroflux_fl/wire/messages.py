@@ -12,12 +12,20 @@ from neuroflux_fl.plan import Plan
 from neuroflux_fl.update_codec import PRECISIONS
 from neuroflux_fl.wire import neuroflux_pb2 as pb
 from neuroflux_fl.wire.checks import (
+    check_address,
     check_count,
     check_distinct_units,
     check_number,
     check_range,
     check_size,
     check_text,
+)
+from neuroflux_fl.wire.part_codec import (
+    block_from_proto,
+    block_to_proto,
+    exit_from_proto,
+    to_proto,
+    update_from_proto,
 )
 from neuroflux_fl.wire.parts import BlockReport, ExitScore, Seconds, UnitMemory, UnitUpdate
 from neuroflux_fl.wire.plan_codec import check_plan, plan_from_proto, plan_to_proto
@@ -45,6 +53,8 @@ class Capabilities:
     """Version of the frozen prefix that the device holds; empty when it holds none."""
     holds_backprop: bool = False
     """The budget holds end-to-end backpropagation at a useful batch size."""
+    metrics_address: str = ""
+    """``HOST:PORT`` at which the device serves its metrics; empty where it does not."""
 
     def __post_init__(self) -> None:
         """Check every field; raises WireError."""
@@ -55,11 +65,12 @@ class Capabilities:
         check_size("validation_examples", self.validation_examples)
         check_distinct_units("unit_memory", (line.unit for line in self.unit_memory))
         check_text("prefix_version", self.prefix_version)
+        check_address("metrics_address", self.metrics_address)
 
     def to_bytes(self) -> bytes:
         """Encode for the network."""
-        lines = [_to_proto(line, pb.UnitMemory) for line in self.unit_memory]
-        return _encode(_to_proto(self, pb.Capabilities, unit_memory=lines))
+        lines = [to_proto(line, pb.UnitMemory) for line in self.unit_memory]
+        return _encode(to_proto(self, pb.Capabilities, unit_memory=lines))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Capabilities:
@@ -76,6 +87,7 @@ class Capabilities:
             ),
             prefix_version=message.prefix_version,
             holds_backprop=message.holds_backprop,
+            metrics_address=message.metrics_address,
         )
 
 
@@ -112,7 +124,7 @@ class TrainTask:
 
     def to_bytes(self) -> bytes:
         """Encode for the network."""
-        return _encode(_to_proto(self, pb.TrainTask))
+        return _encode(to_proto(self, pb.TrainTask))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TrainTask:
@@ -147,6 +159,10 @@ class TrainReport:
     cache_bytes: int = 0
     cache_refusals: int = 0
     """Activations that quota or disk had no room for."""
+    cache_writes: int = 0
+    """Sets of activations written."""
+    cache_held_bytes: int = 0
+    """Activations on the disk when the task is done; ``cache_bytes`` are those written by it."""
     prefix_version: str = ""
     deadline_reached: bool = False
     """The deadline cut training short; ``updates`` holds the finished blocks."""
@@ -162,20 +178,22 @@ class TrainReport:
         check_size("cache_hits", self.cache_hits)
         check_size("cache_bytes", self.cache_bytes)
         check_count("cache_refusals", self.cache_refusals)
+        check_count("cache_writes", self.cache_writes)
+        check_size("cache_held_bytes", self.cache_held_bytes)
         check_number("update_error", self.update_error)
         check_text("prefix_version", self.prefix_version)
 
     def to_bytes(self) -> bytes:
         """Encode for the network."""
         return _encode(
-            _to_proto(
+            to_proto(
                 self,
                 pb.TrainReport,
                 plan=plan_to_proto(self.plan),
-                updates=[_to_proto(update, pb.UnitUpdate) for update in self.updates],
-                exits=[_to_proto(score, pb.ExitScore) for score in self.exits],
-                blocks=[_to_proto(block, pb.BlockReport) for block in self.blocks],
-                seconds=_to_proto(self.seconds, pb.Seconds),
+                updates=[to_proto(update, pb.UnitUpdate) for update in self.updates],
+                exits=[to_proto(score, pb.ExitScore) for score in self.exits],
+                blocks=[block_to_proto(block) for block in self.blocks],
+                seconds=to_proto(self.seconds, pb.Seconds),
             )
         )
 
@@ -186,9 +204,9 @@ class TrainReport:
         return cls(
             round=message.round,
             plan=plan_from_proto(message.plan),
-            updates=tuple(_update_from_proto(update) for update in message.updates),
-            exits=tuple(_exit_from_proto(score) for score in message.exits),
-            blocks=tuple(_block_report_from_proto(block) for block in message.blocks),
+            updates=tuple(update_from_proto(update) for update in message.updates),
+            exits=tuple(exit_from_proto(score) for score in message.exits),
+            blocks=tuple(block_from_proto(block) for block in message.blocks),
             seconds=Seconds(
                 profile=message.seconds.profile,
                 train=message.seconds.train,
@@ -198,6 +216,8 @@ class TrainReport:
             cache_hits=message.cache_hits,
             cache_bytes=message.cache_bytes,
             cache_refusals=message.cache_refusals,
+            cache_writes=message.cache_writes,
+            cache_held_bytes=message.cache_held_bytes,
             update_error=message.update_error,
             prefix_version=message.prefix_version,
             deadline_reached=message.deadline_reached,
@@ -223,7 +243,7 @@ class EvaluateTask:
 
     def to_bytes(self) -> bytes:
         """Encode for the network."""
-        return _encode(_to_proto(self, pb.EvaluateTask))
+        return _encode(to_proto(self, pb.EvaluateTask))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> EvaluateTask:
@@ -252,20 +272,14 @@ class EvaluateReport:
 
     def to_bytes(self) -> bytes:
         """Encode for the network."""
-        scores = [_to_proto(score, pb.ExitScore) for score in self.exits]
-        return _encode(_to_proto(self, pb.EvaluateReport, exits=scores))
+        scores = [to_proto(score, pb.ExitScore) for score in self.exits]
+        return _encode(to_proto(self, pb.EvaluateReport, exits=scores))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> EvaluateReport:
         """Decode and check; raises WireError."""
         message = _decode(pb.EvaluateReport, data)
-        return cls(exits=tuple(_exit_from_proto(score) for score in message.exits), seconds=message.seconds)
-
-
-def _to_proto(value: Any, proto: type[_Proto], **parts: Any) -> _Proto:
-    """Copy the fields of a dataclass into the protobuf message with the same field names; ``parts`` are given."""
-    fields = {name: parts.get(name, getattr(value, name)) for name in value.__dataclass_fields__}
-    return proto(**fields)
+        return cls(exits=tuple(exit_from_proto(score) for score in message.exits), seconds=message.seconds)
 
 
 def _encode(message: Any) -> bytes:
@@ -292,31 +306,3 @@ def _decode(proto: type[_Proto], data: bytes) -> _Proto:
             "install the same release on server and devices."
         )
     return message
-
-
-def _update_from_proto(message: pb.UnitUpdate) -> UnitUpdate:
-    return UnitUpdate(
-        unit=message.unit,
-        examples=message.examples,
-        steps=message.steps,
-        effective_steps=message.effective_steps,
-        has_head=message.has_head,
-    )
-
-
-def _exit_from_proto(message: pb.ExitScore) -> ExitScore:
-    return ExitScore(unit=message.unit, correct=message.correct, total=message.total)
-
-
-def _block_report_from_proto(message: pb.BlockReport) -> BlockReport:
-    return BlockReport(
-        first_unit=message.first_unit,
-        last_unit=message.last_unit,
-        batch_size=message.batch_size,
-        predicted_peak_bytes=message.predicted_peak_bytes,
-        measured_peak_bytes=message.measured_peak_bytes,
-        samples=message.samples,
-        seconds=message.seconds,
-        oom_retries=message.oom_retries,
-        final_loss=message.final_loss,
-    )

@@ -150,6 +150,7 @@ class Capabilities(_message.Message):
     UNIT_MEMORY_FIELD_NUMBER: _builtins.int
     PREFIX_VERSION_FIELD_NUMBER: _builtins.int
     HOLDS_BACKPROP_FIELD_NUMBER: _builtins.int
+    METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     device_class: _builtins.str
     memory_budget_bytes: _builtins.int
@@ -160,6 +161,8 @@ class Capabilities(_message.Message):
     """Version of the frozen prefix that the device holds; empty when it holds none."""
     holds_backprop: _builtins.bool
     """The budget holds end-to-end backpropagation at a useful batch size."""
+    metrics_address: _builtins.str
+    """HOST:PORT at which the device serves its metrics; empty where it does not."""
     @_builtins.property
     def unit_memory(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitMemory]: ...
     def __init__(
@@ -173,10 +176,11 @@ class Capabilities(_message.Message):
         unit_memory: _abc.Iterable[Global___UnitMemory] | None = ...,
         prefix_version: _builtins.str = ...,
         holds_backprop: _builtins.bool = ...,
+        metrics_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_budget_bytes", b"_memory_budget_bytes", "memory_budget_bytes", b"memory_budget_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_budget_bytes", b"_memory_budget_bytes", "device_class", b"device_class", "holds_backprop", b"holds_backprop", "memory_budget_bytes", b"memory_budget_bytes", "prefix_version", b"prefix_version", "protocol_version", b"protocol_version", "train_examples", b"train_examples", "unit_memory", b"unit_memory", "validation_examples", b"validation_examples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_budget_bytes", b"_memory_budget_bytes", "device_class", b"device_class", "holds_backprop", b"holds_backprop", "memory_budget_bytes", b"memory_budget_bytes", "metrics_address", b"metrics_address", "prefix_version", b"prefix_version", "protocol_version", b"protocol_version", "train_examples", b"train_examples", "unit_memory", b"unit_memory", "validation_examples", b"validation_examples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_budget_bytes: _TypeAlias = _typing.Literal["memory_budget_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_budget_bytes: _TypeAlias = _typing.Literal["_memory_budget_bytes", b"_memory_budget_bytes"]  # noqa: Y015
@@ -299,6 +303,28 @@ class ExitScore(_message.Message):
 Global___ExitScore: _TypeAlias = ExitScore  # noqa: Y015
 
 @_typing.final
+class UnitLoss(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    unit: _builtins.int
+    loss: _builtins.float
+    def __init__(
+        self,
+        *,
+        unit: _builtins.int = ...,
+        loss: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitLoss: _TypeAlias = UnitLoss  # noqa: Y015
+
+@_typing.final
 class BlockReport(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -311,6 +337,7 @@ class BlockReport(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     OOM_RETRIES_FIELD_NUMBER: _builtins.int
     FINAL_LOSS_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
     first_unit: _builtins.int
     last_unit: _builtins.int
     batch_size: _builtins.int
@@ -321,6 +348,10 @@ class BlockReport(_message.Message):
     seconds: _builtins.float
     oom_retries: _builtins.int
     final_loss: _builtins.float
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitLoss]:
+        """Mean loss over the last pass at each window's end."""
+
     def __init__(
         self,
         *,
@@ -333,10 +364,11 @@ class BlockReport(_message.Message):
         seconds: _builtins.float = ...,
         oom_retries: _builtins.int = ...,
         final_loss: _builtins.float = ...,
+        losses: _abc.Iterable[Global___UnitLoss] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "final_loss", b"final_loss", "first_unit", b"first_unit", "last_unit", b"last_unit", "measured_peak_bytes", b"measured_peak_bytes", "oom_retries", b"oom_retries", "predicted_peak_bytes", b"predicted_peak_bytes", "samples", b"samples", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "final_loss", b"final_loss", "first_unit", b"first_unit", "last_unit", b"last_unit", "losses", b"losses", "measured_peak_bytes", b"measured_peak_bytes", "oom_retries", b"oom_retries", "predicted_peak_bytes", b"predicted_peak_bytes", "samples", b"samples", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -389,6 +421,8 @@ class TrainReport(_message.Message):
     DEADLINE_REACHED_FIELD_NUMBER: _builtins.int
     CACHE_REFUSALS_FIELD_NUMBER: _builtins.int
     UPDATE_ERROR_FIELD_NUMBER: _builtins.int
+    CACHE_WRITES_FIELD_NUMBER: _builtins.int
+    CACHE_HELD_BYTES_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     round: _builtins.int
     cache_hits: _builtins.int
@@ -400,6 +434,9 @@ class TrainReport(_message.Message):
     """Activations that quota or disk had no room for, so that they were computed anew for every batch."""
     update_error: _builtins.float
     """Largest of the units' coding errors, as a share of what training moved."""
+    cache_writes: _builtins.int
+    """Sets of activations written to the cache, and what it holds when the task is done."""
+    cache_held_bytes: _builtins.int
     @_builtins.property
     def plan(self) -> Global___Plan: ...
     @_builtins.property
@@ -428,10 +465,12 @@ class TrainReport(_message.Message):
         deadline_reached: _builtins.bool = ...,
         cache_refusals: _builtins.int = ...,
         update_error: _builtins.float = ...,
+        cache_writes: _builtins.int = ...,
+        cache_held_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "seconds", b"seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cache_bytes", b"cache_bytes", "cache_hits", b"cache_hits", "cache_refusals", b"cache_refusals", "deadline_reached", b"deadline_reached", "exits", b"exits", "plan", b"plan", "prefix_version", b"prefix_version", "protocol_version", b"protocol_version", "round", b"round", "seconds", b"seconds", "update_error", b"update_error", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cache_bytes", b"cache_bytes", "cache_held_bytes", b"cache_held_bytes", "cache_hits", b"cache_hits", "cache_refusals", b"cache_refusals", "cache_writes", b"cache_writes", "deadline_reached", b"deadline_reached", "exits", b"exits", "plan", b"plan", "prefix_version", b"prefix_version", "protocol_version", b"protocol_version", "round", b"round", "seconds", b"seconds", "update_error", b"update_error", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neuroflux_fl.errors import WireError
-from neuroflux_fl.wire.checks import check_count, check_number, check_range, check_size, check_unit
+from neuroflux_fl.wire.checks import (
+    check_count,
+    check_distinct_units,
+    check_number,
+    check_range,
+    check_size,
+    check_unit,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +82,9 @@ class BlockReport:
     seconds: float
     oom_retries: int
     final_loss: float
+    """Of the block's last window."""
+    losses: tuple[tuple[int, float], ...] = ()
+    """Unit, and the mean loss at its head over the last pass, for each window's end."""
 
     def __post_init__(self) -> None:
         """Check every field; raises WireError."""
@@ -86,6 +96,11 @@ class BlockReport:
         check_number("block.seconds", self.seconds)
         check_count("block.oom_retries", self.oom_retries)
         check_number("block.final_loss", self.final_loss)
+        check_distinct_units("block.losses", (unit for unit, _ in self.losses))
+        for unit, loss in self.losses:
+            if not self.first_unit <= unit <= self.last_unit:
+                raise WireError(f"block.losses has unit {unit}, outside {self.first_unit} to {self.last_unit}.")
+            check_number("block.losses", loss)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

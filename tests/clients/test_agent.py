@@ -30,6 +30,7 @@ from clients.agent_messages import SERVICE
 from clients.app import app
 from clients.request import Arrays, DeviceAnswer, DeviceRequest
 from clients.tasks import perform
+from neuroflux_fl.device_report import TrainingReading
 from neuroflux_fl.errors import FleetError, UsageError, WireError
 from neuroflux_fl.fleet_model import run_network
 from neuroflux_fl.local_network import EMPTY_PREFIX
@@ -69,6 +70,12 @@ def answers(socket: Path) -> bool:
         return agent_status(socket, 5.0).pid > 0
     except FleetError:
         return False
+
+
+def reading_of(socket: Path) -> TrainingReading:
+    reading = agent_status(socket, 5.0).training
+    assert reading is not None
+    return reading
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -145,6 +152,47 @@ def test_answers_are_those_of_the_own_process(agent_socket: Path, tmp_path: Path
     assert status.tasks_done >= 3
     assert status.busy_with == ""
     assert status.resident_bytes > 100e6
+
+
+def test_status_tells_of_the_training_while_it_lasts(agent_socket: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, run_name="fleet-9").to_flat()
+    request = make_request(tmp_path, replace(TASK, epochs=6), run_config=config)
+    before = reading_of(agent_socket)
+
+    def at_work() -> bool:
+        reading = reading_of(agent_socket)
+        return reading.run == "fleet-9" and bool(reading.losses)
+
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask_agent, agent_socket, request, wait_seconds=WAIT_SECONDS)
+        wait_until(lambda: at_work() or answer.done())
+        live = reading_of(agent_socket)
+        result = answer.result()
+
+    assert result is not None
+    report, after = TrainReport.from_bytes(result.content), reading_of(agent_socket)
+    assert (live.run, live.round, live.busy) == ("fleet-9", 1, True)
+    assert live.training_bytes is not None
+    assert before.samples < live.samples < after.samples
+    assert after.samples - before.samples == sum(block.samples for block in report.blocks)
+    assert (after.busy, after.tasks, after.training_bytes) == (False, before.tasks + 1, 0)
+    assert [(b.batch_size, b.predicted_peak_bytes, b.measured_peak_bytes) for b in after.blocks] == [
+        (b.batch_size, b.predicted_peak_bytes, b.measured_peak_bytes) for b in report.blocks
+    ]
+    assert dict(after.losses) == pytest.approx({unit: loss for block in report.blocks for unit, loss in block.losses})
+    spent = {name: getattr(after.seconds, name) - getattr(before.seconds, name) for name in ("train", "cache")}
+    assert spent == pytest.approx({"train": report.seconds.train, "cache": report.seconds.cache}, abs=0.01)
+
+
+def test_a_reading_that_cannot_be_made_does_not_hide_that_the_agent_lives(
+    agent_socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forged = pb.StatusReply(protocol_version=agent_messages.AGENT_PROTOCOL_VERSION, pid=7, training=b"\xff\xff garbage")
+    monkeypatch.setattr(pb.StatusReply, "FromString", lambda _: forged)
+
+    status = agent_status(agent_socket, 5.0)
+
+    assert (status.pid, status.training) == (7, None)
 
 
 def test_messages_go_through_the_agent(agent_socket: Path, tmp_path: Path) -> None:

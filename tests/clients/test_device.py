@@ -191,6 +191,10 @@ def test_deadline_between_blocks_sends_the_finished_ones(
     assert report.deadline_reached
     assert [update.unit for update in report.updates] == list(report.plan.blocks[0].units)
     assert sorted(trained) == [unit_key(unit) for unit in report.plan.blocks[0].units]
+    reading = device.monitor.reading()
+    assert (reading.round, reading.deadlines_reached, len(reading.blocks)) == (1, 1, len(report.plan.blocks))
+    assert [block.measured_peak_bytes for block in reading.blocks] == [report.blocks[0].measured_peak_bytes, None]
+    assert reading.losses == report.blocks[0].losses
 
 
 def test_prefix_must_be_here_in_the_version_of_the_task(make_device: MakeDevice, tmp_path: Path) -> None:

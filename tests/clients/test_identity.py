@@ -42,6 +42,7 @@ def test_place_class_and_folder() -> None:
 
     assert (device.partition_id, device.partitions, device.device_class) == (2, 4, "pi")
     assert device.folder == Path("/data/fl")
+    assert (make(metrics_address="10.0.0.7:9465").metrics_address, device.metrics_address) == ("10.0.0.7:9465", "")
     assert (unnamed.partition_id, unnamed.partitions, unnamed.device_class) == (0, 1, "unknown")
     # Two nodes on one machine, and two runs on one node, must not share weights.
     assert unnamed.folder == Path(tempfile.gettempdir()) / "neuroflux-fl" / "run-5" / "node-9"

@@ -17,7 +17,9 @@ from clients import supervisor as module
 from clients.agent_client import AgentStatus
 from clients.client_commands import ClientOptions, ClientState
 from clients.supervisor import DeviceSupervisor, Pace
+from clients.telemetry_options import TelemetryOptions
 from neuroflux_fl.backoff import Backoff
+from neuroflux_fl.device_report import TrainingReading
 from neuroflux_fl.errors import FleetError
 from neuroflux_fl.stop_request import StopRequest
 
@@ -99,7 +101,11 @@ def make_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mak
     made: list[Client] = []
 
     def make(
-        supernode: str = JOINED, superexec: str = FOREVER, agent: str | None = None, trouble: str | None = None
+        supernode: str = JOINED,
+        superexec: str = FOREVER,
+        agent: str | None = None,
+        trouble: str | None = None,
+        gateways: tuple[str, ...] = (),
     ) -> Client:
         state = ClientState(tmp_path)
         state.logs.mkdir()
@@ -117,6 +123,7 @@ def make_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mak
             bundle=None,
             node_config={},
             agent_socket=None if agent is None else tmp_path / "agent.sock",
+            telemetry=TelemetryOptions(gateways=gateways),
         )
         watcher, stop = Notes(), StopRequest()
         supervisor = DeviceSupervisor(options, watcher, QUICK)
@@ -232,6 +239,38 @@ def test_an_agent_that_is_killed_is_replaced(make_client: MakeClient, monkeypatc
     client.kill("agent")
 
     client.wait_for(lambda: client.noted("Device agent was ended by signal 9"))
+
+
+def test_telemetry_learns_what_the_supervisor_knows(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = TrainingReading(run="run-1", samples=7)
+    status = AgentStatus(pid=1, tasks_done=3, busy_with="", resident_bytes=2**20, training=training)
+    monkeypatch.setattr(module, "agent_status", lambda *_: status)
+    client = make_client(agent=FOREVER, gateways=("localhost:1",))
+    report = client.supervisor._telemetry.report
+
+    client.wait_for(lambda: report().training == training and report().connected)
+    assert report().agent_restarts == 0
+    client.kill("agent")
+
+    client.wait_for(lambda: report().agent_restarts == 1 and report().training == training)
+
+
+def test_telemetry_that_fails_in_every_way_disturbs_nobody(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a sensor is on fire")
+
+    monkeypatch.setattr("clients.device_telemetry.REPORT_SECONDS", 0.05)
+    monkeypatch.setattr("clients.device_telemetry.MachineSensors.read", fail)
+    client = make_client(gateways=("localhost:1",))
+    client.wait_for(lambda: client.pid("superexec"))
+
+    client.wait_for(lambda: client.noted("Telemetry waits and training goes on: localhost:1"))
+    client.wait_for(lambda: client.noted("A telemetry report could not be made: RuntimeError: a sensor is on fire"))
+
+    client.kill("superexec")
+    client.wait_for(lambda: client.noted("SuperExec was ended by signal 9"))
 
 
 def test_an_agent_that_hangs_is_killed(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 DROP_IN = DEPLOY / "systemd" / "neuroflux-client-cuda.conf"
 COMMANDS = "/opt/neuroflux/bin/"
 SET_BY_SYSTEMD = {"STATE_DIRECTORY"}
-SIMULATED = {"simulation", "prometheus"}
+MONITORING = {"prometheus", "alertmanager", "grafana"}
 WRITABLE = {"/bundles", "/certs"}
 VARIABLE = re.compile(r"\$\{?([A-Z_]+)\}?")
 
@@ -220,10 +220,12 @@ def test_devices_reach_the_gate_and_nothing_else() -> None:
     assert networks["devices"]["internal"] is True
     assert networks["backend"]["internal"] is True
     assert beside["devices"] == {"gate", *_devices()}
-    assert beside["backend"] == {"gate", "server"}
+    assert beside["backend"] == {"gate", "server", "prometheus"}
+    assert beside["monitoring"] == MONITORING
+    assert all(services[name]["profiles"] == ["monitoring"] for name in MONITORING)
     published = {name for name, service in services.items() if "ports" in service}
-    assert published == {"gate", "simulation"}
-    assert all(port.startswith("127.0.0.1:") for port in services["simulation"]["ports"])
+    assert published == {"gate", "prometheus", "grafana"}
+    assert all(port.startswith("127.0.0.1:") for name in MONITORING for port in services[name].get("ports", []))
     assert len(_devices()) >= 2
 
 

@@ -12,15 +12,14 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -35,9 +34,16 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from clients.telemetry_push import TelemetryPush
+from clients.telemetry_stream import Gateway as Destination
+from neuroflux_fl.backoff import Backoff
+from neuroflux_fl.device_report import DeviceReport
 from neuroflux_fl.flower_environment import flower_command, flower_environment
+from neuroflux_fl.wire.telemetry import METHOD, SERVICE
 from server.certificates import create_certificates
+from server.gateway_settings import GatewaySettings, gateway_command
 from server.state_folder import ServerState
+from server.superlink import Endpoint
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +56,7 @@ FLEET_PATHS = sorted(path for _, path in PROTOBUF_REQUEST_TYPES if path.startswi
 OTHER_PATHS = sorted(path for _, path in PROTOBUF_REQUEST_TYPES if not path.startswith("/v1/fleet/"))
 SELF_SERVICE = ["/v1/fleet/register-node", "/v1/fleet/unregister-node"]
 PROTOBUF = {"content-type": "application/protobuf"}
+REPORT = f"/{SERVICE}/{METHOD}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ class Gate:
     address: str
     superlink: str
     telemetry: int
-    """Port behind /telemetry/; nothing listens there unless a test does."""
+    """Port of the telemetry gateway; nothing listens there unless a test does."""
     state: ServerState
     authority: Path
     access_log: Path
@@ -371,31 +378,67 @@ def test_the_log_holds_no_proof_of_identity(gate: Gate) -> None:
     assert not [proof for proof in proofs if proof in log]
 
 
-class Collector(BaseHTTPRequestHandler):
-    """Stands in for the telemetry gateway."""
+@contextmanager
+def telemetry_gateway(gate: Gate, folder: Path, certificates: Path | None = None) -> Iterator[Callable[[str], str]]:
+    """A gateway behind the gate; the value reads one of its pages."""
+    certificates = certificates or gate.authority.parent
+    endpoint = Endpoint(host="127.0.0.1", port=gate.telemetry, certificates=certificates)
+    settings = GatewaySettings(endpoint=endpoint, metrics_port=free_port(), interval_seconds=0.2)
+    log = folder / "gateway.log"
+    with running(gateway_command(gate.state, settings), log, dict(os.environ)):
+        wait_until(lambda: listens(settings.metrics_port), log)
+        yield lambda path: httpx.get(f"http://127.0.0.1:{settings.metrics_port}{path}").text
 
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(202)
-        self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+def push(gate: Gate, bundle: Path) -> TelemetryPush:
+    destination = Destination(
+        addresses=(gate.address,), root_certificate=bundle / "ca.crt", key=bundle / "node.key", name="anything"
+    )
+    pauses = Backoff(first_seconds=0.1, largest_seconds=0.3)
+    return TelemetryPush(destination, lambda: DeviceReport(device_class="pi"), interval_seconds=0.2, pauses=pauses)
 
 
-def test_telemetry_has_a_door_of_its_own(gate: Gate) -> None:
-    assert gate.send("POST", "/telemetry/metrics", b"x") == 502
-    with HTTPServer(("127.0.0.1", gate.telemetry), Collector) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            assert gate.send("POST", "/telemetry/metrics", b"x") == 202
-            assert gate.send("GET", "/telemetry/metrics") == 405
-            assert gate.send("POST", "/telemetry/../v1/control/list-nodes") == 404
-            assert gate.send("POST", "/telemetry/metrics", bytes(256 * 1024 + 1)) == 413
-        finally:
-            server.shutdown()
-            thread.join()
+def test_a_device_streams_its_telemetry_through_the_gate(gate: Gate, tmp_path: Path) -> None:
+    state, bundle = str(gate.state.root), tmp_path / "bundle"
+    node_id = int(command("enroll", "balcony", "--state", state, "--out", str(bundle))["node_id"])
+    key, device = key_of(bundle), push(gate, bundle)
+    device.start()
+    try:
+        with telemetry_gateway(gate, tmp_path) as page:
+            log = tmp_path / "gateway.log"
+            wait_until(lambda: 'device_reporting{device="balcony",device_class="pi"} 1.0' in page("/metrics"), log)
+            wait_until(lambda: len(device.buffer) <= 1, log)
+            with gate.node(key) as node:  # Flower's HTTP/1.1 beside the stream, on the same port
+                assert node.ActivateNode(activation(key)).node_id == node_id
+            before = gate.reached_superlink()
+            assert gate.send("GET", REPORT) == 405
+            assert [gate.send("POST", path) for path in (f"{REPORT}/", f"{REPORT}?a", f"/{REPORT}")] == [404] * 3
+            assert [gate.send("POST", f"/{SERVICE}/{method}") for method in ("", "report", "Other")] == [404] * 3
+            assert gate.send("POST", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo") == 404
+            assert gate.reached_superlink() == before
+            assert "neuroflux_telemetry_streams 1.0" in page("/metrics")
+
+            command("revoke", "balcony", "--state", state)
+            wait_until(lambda: 'streams_refused_total{reason="revoked"} 0.0' not in page("/metrics"), log)
+            assert "balcony" not in page("/metrics")
+    finally:
+        device.stop()
+
+
+def test_without_a_gateway_devices_are_told_to_come_again(gate: Gate) -> None:
+    with grpc.secure_channel(gate.address, grpc.ssl_channel_credentials(gate.authority.read_bytes())) as channel:
+        with pytest.raises(grpc.RpcError) as raised:
+            next(channel.stream_stream(REPORT)(iter(())))
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(grpc.RpcError) as raised:
+            next(channel.stream_stream("/v1/control/list-nodes")(iter(())))
+        assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_the_gate_passes_telemetry_to_nobody_but_the_fleets_own_gateway(gate: Gate, tmp_path: Path) -> None:
+    create_certificates(tmp_path / "others", ["localhost"])
+    with telemetry_gateway(gate, tmp_path, tmp_path / "others"):
+        assert gate.send("POST", REPORT) == 502
 
 
 def test_the_gate_shows_the_certificate_that_devices_trust(gate: Gate) -> None:

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from neuroflux_fl import block_training
 from neuroflux_fl.block_training import BlockResult, TrainSettings, even_batches, train_block
+from neuroflux_fl.device_report import BlockReading, TrainingReading
 from neuroflux_fl.errors import UsageError
 from neuroflux_fl.evaluation import Score
 from neuroflux_fl.local_network import LocalNetwork
 from neuroflux_fl.local_step import OptimizerSettings, make_optimizer, train_window
 from neuroflux_fl.plan import Block, Window
 from neuroflux_fl.sample_source import ImageSource, TensorSource
+from neuroflux_fl.training_monitor import TrainingMonitor
 from neuroflux_fl.unit_store import UnitStore
 
 CPU = torch.device("cpu")
@@ -111,6 +113,48 @@ def test_only_heads_at_a_windows_end_are_trained(small_store: UnitStore) -> None
     np.testing.assert_array_equal(after[cut:], before[cut:])
 
 
+def test_every_window_has_its_own_loss(tmp_path: Path, small_network: LocalNetwork) -> None:
+    together = train(fresh_store(tmp_path / "a", small_network), block((0, 0), (1, 2)), features(0, 20))
+    alone = train(fresh_store(tmp_path / "b", small_network), block((0, 0)), features(0, 20))
+
+    assert list(together.losses) == [0, 2]
+    assert together.losses[0] == pytest.approx(alone.losses[0])
+    assert together.losses[2] == together.final_loss != together.losses[0]
+
+
+def test_a_loss_is_the_mean_over_the_last_pass(small_store: UnitStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def watched(*args: Any) -> tuple[Tensor, Tensor]:
+        outputs, loss = train_window(*args)
+        seen.append(float(loss))
+        return outputs, loss
+
+    monkeypatch.setattr(block_training, "train_window", watched)
+    result = train(small_store, block((0, 0)), features(0, 24), replace(SETTINGS, epochs=2))
+
+    assert len(seen) == 1 + 2 * 3, "the first step brings in the code"
+    assert result.final_loss == pytest.approx(np.mean(seen[-3:]))
+
+
+def test_a_monitor_sees_the_training_of_a_block(small_store: UnitStore) -> None:
+    monitor = TrainingMonitor()
+    monitor.plan_known(1, [BlockReading(first_unit=0, last_unit=0, batch_size=8, predicted_peak_bytes=0)])
+    live: list[TrainingReading] = []
+
+    result = train(
+        small_store, block((0, 0)), features(0, 24), monitor=monitor, on_epoch=lambda *_: live.append(monitor.reading())
+    )
+
+    assert [reading.samples for reading in live] == [24, 48]
+    assert all(reading.training_bytes is not None for reading in live) == (result.measured_peak_bytes is not None)
+    after = monitor.reading()
+    assert after.losses == ((0, result.final_loss),)
+    assert after.blocks[0].measured_peak_bytes == result.measured_peak_bytes
+    assert after.blocks[0].samples_per_second is not None
+    assert after.training_bytes in (0, None)
+
+
 # Trap 4: optimizer state lives as long as its block.
 
 
@@ -171,7 +215,7 @@ def test_one_sample_more_than_batches_hold_trains(
     sizes: list[int] = []
     step = block_training._BlockInTraining.step
 
-    def watched(self: Any, values: Tensor, labels: Tensor, rate: float) -> float:
+    def watched(self: Any, values: Tensor, labels: Tensor, rate: float) -> list[Tensor]:
         sizes.append(len(values))
         return step(self, values, labels, rate)
 
@@ -272,7 +316,7 @@ def test_learning_rate_warms_up_and_falls(small_store: UnitStore, monkeypatch: p
     rates: list[float] = []
     step = block_training._BlockInTraining.step
 
-    def watched(self: Any, values: Tensor, labels: Tensor, rate: float) -> float:
+    def watched(self: Any, values: Tensor, labels: Tensor, rate: float) -> list[Tensor]:
         rates.append(rate)
         return step(self, values, labels, rate)
 
@@ -332,11 +376,11 @@ def test_out_of_memory_at_the_smallest_batch_and_other_errors_are_raised(
     sizes: list[int] = []
     message = "not enough memory"
 
-    def fail(_self: Any, values: Tensor, _labels: Tensor, rate: float) -> float:
+    def fail(_self: Any, values: Tensor, _labels: Tensor, rate: float) -> list[Tensor]:
         if rate > 0:
             sizes.append(len(values))
             raise RuntimeError(message)
-        return 0.0
+        return []
 
     monkeypatch.setattr(block_training._BlockInTraining, "step", fail)
     with pytest.raises(RuntimeError, match="not enough memory"):

@@ -73,7 +73,13 @@ def test_the_meter_sees_an_allocation_and_forgets_the_one_before() -> None:
     again = meter.peak_bytes()
     assert again is not None
     assert abs(again - 16 * MIB) < 4 * MIB
+    held = meter.held_bytes()
     del small
+    left = meter.held_bytes()
+    assert held is not None
+    assert left is not None
+    assert abs(held - 16 * MIB) < 4 * MIB
+    assert left < 4 * MIB, "what was freed is not held"
 
 
 @on_linux
@@ -96,7 +102,7 @@ def test_without_proc_the_meter_says_that_it_cannot_tell(tmp_path: Path, monkeyp
 
     meter.start()
 
-    assert meter.peak_bytes() is None
+    assert meter.peak_bytes() is meter.held_bytes() is None
 
 
 @on_linux

@@ -105,13 +105,16 @@ def test_whole_number_will_do_for_a_fraction() -> None:
         ("rho", 2.0),
         ("learning-rate", 0.0),
         ("views", 0),
+        ("run-name", "x" * 101),
+        ("run-name", "a\tb"),
     ],
 )
 def test_bad_value_is_refused_before_anything_starts(key: str, value: Value) -> None:
     with pytest.raises(NeurofluxError) as caught:
         RunConfig.from_flat({key: value})
 
-    assert str(value).rpartition(",")[2].strip() in str(caught.value)
+    shown = repr(value)[1:-1] if isinstance(value, str) else str(value)
+    assert shown.rpartition(",")[2].strip() in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -41,6 +41,21 @@ def test_times_add_up_and_unknown_names_are_welcome(monkeypatch: pytest.MonkeyPa
     assert watch.seconds["send"] == 6
 
 
+def test_so_far_counts_what_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, watch = Clock(monkeypatch), Stopwatch()
+    watch.add("profile", 9.0)
+
+    with watch.running("train"):
+        clock.now += 2
+        with watch.running("evaluate"):
+            clock.now += 3
+            assert watch.so_far() == {"profile": 9, "train": 2, "cache": 0, "evaluate": 3}
+            assert watch.seconds["evaluate"] == 0
+    clock.now += 50
+
+    assert watch.so_far() == watch.seconds == {"profile": 9, "train": 2, "cache": 0, "evaluate": 3}
+
+
 def test_an_error_ends_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, watch = Clock(monkeypatch), Stopwatch()
 

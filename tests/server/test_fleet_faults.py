@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +25,9 @@ from neuroflux_fl.wire import (
     TrainTask,
     UnitUpdate,
 )
+from server.answer_log import Answer
 from server.fleet import Fleet, FleetResult
-from server.fleet_state import RoundRecord
+from server.fleet_state import FleetState, RoundRecord
 from server.grid import InProcessGrid
 from server.run_status import RunStatus
 
@@ -154,11 +155,23 @@ class FaultyGrid(InProcessGrid):
 
 
 def run(
-    grid: FaultyGrid, config: RunConfig = CONFIG, statuses: list[RunStatus] | None = None
+    grid: FaultyGrid,
+    config: RunConfig = CONFIG,
+    statuses: list[RunStatus] | None = None,
+    answers: list[Answer] | None = None,
 ) -> tuple[FleetResult, tuple[RoundRecord, ...]]:
     on_status = None if statuses is None else statuses.append
-    result = Fleet(grid, config, run_network(config), on_status=on_status).run()
+
+    def checkpoint(state: FleetState, arrays: object, of_round: Sequence[Answer]) -> None:
+        if answers is not None:
+            answers.extend(of_round)
+
+    result = Fleet(grid, config, run_network(config), on_status=on_status, checkpoint=checkpoint).run()
     return result, result.state.history
+
+
+def fates(answers: Iterable[Answer]) -> list[tuple[int, int, str]]:
+    return [(answer.round, answer.node_id, answer.fate) for answer in answers]
 
 
 def moved(result: FleetResult) -> float:
@@ -213,9 +226,12 @@ def test_prefix_travels_only_to_the_device_that_has_lost_it() -> None:
 def test_device_that_does_not_come_back_has_failed() -> None:
     grid = FaultyGrid(AddingClient(), [1, 2, 3])
     grid.lost = {(3, 2): 99}
+    answers: list[Answer] = []
 
-    result, history = run(grid)
+    result, history = run(grid, answers=answers)
 
+    assert fates(answers)[3:6] == [(2, 1, "answered"), (2, 2, "answered"), (2, 3, "failed")]
+    assert (answers[5].seconds, answers[5].bytes_up) == (None, 0)
     assert accounts(history) == [(3, 0, 0, 0, 0, 0), (3, 1, 0, 2, 0, 0), (3, 0, 0, 0, 0, 0)]
     assert moved(result) == pytest.approx(2.0 + 1.5 + 2.0, abs=TOLERANCE)
 
@@ -226,15 +242,27 @@ def test_late_answer_is_used_at_a_discount() -> None:
     grid = FaultyGrid(client, [1, 2, 3])
     grid.withheld = {(3, 1): 2}
     config = replace(CONFIG, deadline_seconds=0.2)
+    answers: list[Answer] = []
 
     # Execute
-    result, history = run(grid, config)
+    result, history = run(grid, config, answers=answers)
 
     # Assert: round 2 averages 1 and 2 with weight 10 each and 3 with weight 5.
     assert accounts(history) == [(3, 0, 1, 0, 0, 0), (2, 0, 0, 0, 1, 0), (3, 0, 0, 0, 0, 0)]
     assert [node for node, number in client.tasks if number == 2] == [1, 2]
     assert history[1].contributors == {UNIT: 3}
     assert moved(result) == pytest.approx(1.5 + (10 + 20 + 15) / 25 + 2.0, abs=TOLERANCE)
+    assert fates(answers)[:6] == [
+        (1, 1, "answered"), (1, 2, "answered"), (1, 3, "missing"),
+        (2, 1, "answered"), (2, 2, "answered"), (2, 3, "late_used"),
+    ]  # fmt: skip
+    missing, late = answers[2], answers[5]
+    assert (missing.seconds, missing.bytes_up) == (None, 0)
+    # The line of the round in which it came knows when the device was asked.
+    assert late.sent_at == missing.sent_at < history[0].elapsed_seconds
+    assert late.seconds is not None
+    assert history[0].elapsed_seconds < late.sent_at + late.seconds <= history[1].elapsed_seconds
+    assert late.bytes_up > 0
 
 
 @pytest.mark.parametrize("changes", [{"late_rounds": 0}, {"staleness_discount": 0.0}])
@@ -252,8 +280,11 @@ def test_answer_that_is_too_late_is_counted() -> None:
     grid = FaultyGrid(AddingClient(), [1, 2, 3])
     grid.withheld = {(3, 1): 3}
 
-    result, history = run(grid, replace(CONFIG, deadline_seconds=0.2, late_rounds=1))
+    answers: list[Answer] = []
 
+    result, history = run(grid, replace(CONFIG, deadline_seconds=0.2, late_rounds=1), answers=answers)
+
+    assert fates(answers)[-1] == (3, 3, "late_dropped")
     assert accounts(history) == [(3, 0, 1, 0, 0, 0), (2, 0, 0, 0, 0, 0), (2, 0, 0, 0, 0, 1)]
     assert moved(result) == pytest.approx(1.5 + 1.5 + 1.5, abs=TOLERANCE)
 
@@ -327,9 +358,26 @@ def test_round_below_its_quorum_asks_again_and_counts_nobody_twice() -> None:
 
     # Assert
     assert accounts(history)[1] == (3, 0, 0, 4, 0, 0)
+    assert [record.below_quorum for record in history] == [False, True, False]
     assert [client.tasks.count((node, 2)) for node in (1, 2, 3)] == [1, 1, 1]
     assert history[1].contributors == {UNIT: 3}
     assert moved(result) == pytest.approx(3 * 2.0, abs=TOLERANCE)
+
+
+def test_device_that_failed_and_is_then_too_late_is_only_missing() -> None:
+    # Prepare: devices 2 and 3 are lost and asked again for want of answers; then 2 is late.
+    grid = FaultyGrid(AddingClient(), [1, 2, 3])
+    grid.lost = {(2, 1): 2, (3, 1): 2}
+    grid.withheld = {(2, 1): 2}
+    answers: list[Answer] = []
+
+    # Execute
+    config = replace(CONFIG, quorum=2, task_attempts=2, deadline_seconds=0.4, num_server_rounds=2)
+    _, history = run(grid, config, answers=answers)
+
+    # Assert
+    assert accounts(history) == [(3, 0, 1, 4, 0, 0), (2, 0, 0, 0, 1, 0)]
+    assert fates(answers)[:3] == [(1, 1, "answered"), (1, 2, "missing"), (1, 3, "answered")]
 
 
 def test_unit_below_its_quorum_keeps_its_value() -> None:
@@ -339,6 +387,7 @@ def test_unit_below_its_quorum_keeps_its_value() -> None:
     result, history = run(grid, replace(CONFIG, unit_quorum=2))
 
     assert history[1].contributors == {UNIT: 1}
+    assert [record.below_quorum for record in history] == [False, True, False]
     assert moved(result) == pytest.approx(2.0 + 2.0, abs=TOLERANCE)
 
 

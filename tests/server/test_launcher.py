@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from neuroflux_fl.backoff import Backoff
-from neuroflux_fl.errors import FleetError, UsageError
+from neuroflux_fl.errors import FleetError, StorageError, UsageError
 from neuroflux_fl.run_config import RunConfig
 from neuroflux_fl.stop_request import StopRequest
+from server import gateway_child
 from server import launcher as module
 from server.flower_cli import FlowerRefusal
 from server.flower_runs import FlowerRun
+from server.gateway_settings import GatewaySettings
 from server.launcher import Launcher, Pace
 from server.run_record import RunRecord
 from server.run_status import RunStatus, write_status
@@ -29,7 +31,7 @@ from server.state_folder import ServerState
 from server.superlink import Endpoint, prepare_files
 
 QUICK = Pace(
-    tick=0.02, nodes=Backoff(first_seconds=0.05), listing=0.1, ending=0.05, most_resumes=2,
+    tick=0.02, nodes=Backoff(first_seconds=0.05), listing=0.1, ending=0.05, most_resumes=2, last_scrape=0.05,
     resumes=Backoff(first_seconds=0.01, largest_seconds=0.01),
 )  # fmt: skip
 LISTEN = "import socket, sys, time\ns = socket.create_server(('127.0.0.1', int(sys.argv[1])))\ntime.sleep(600)"
@@ -146,10 +148,10 @@ def make_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeServer:
         min_nodes: int = 1,
         run_ids: tuple[int, ...] = (),
         pace: Pace = QUICK,
+        gateway: str | None = None,
     ) -> Server:
         state = ServerState(tmp_path / "state")
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
+        port, *telemetry_ports = free_ports(3)
         endpoint = Endpoint(host="127.0.0.1", port=port, certificates=None)
         config = RunConfig(min_nodes=min_nodes, out=str(state.out)).to_flat()
         prepare_files(state, endpoint, config)
@@ -161,9 +163,23 @@ def make_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeServer:
         monkeypatch.setattr(module, "superexec_command", lambda *_: [*python, superexec])
         watcher = Notes()
         record = RunRecord(asked=config, config=config, run_ids=run_ids)
-        return Server(state, Launcher(state, endpoint, record, watcher, pace), flower, watcher, StopRequest())
+        telemetry = None
+        if gateway is not None:
+            report_to = replace(endpoint, port=telemetry_ports[0])
+            telemetry = GatewaySettings(endpoint=report_to, metrics_port=telemetry_ports[1])
+            monkeypatch.setattr(gateway_child, "gateway_command", lambda *_: [*python, gateway, "telemetry-gateway"])
+        launcher = Launcher(state, endpoint, record, watcher, pace, telemetry=telemetry)
+        return Server(state, launcher, flower, watcher, StopRequest())
 
     return make
+
+
+def free_ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(listener.getsockname()[1]) for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
 
 
 def children() -> list[int]:
@@ -176,6 +192,10 @@ def children() -> list[int]:
         if int(fields[1]) == os.getpid() and fields[0] != "Z":
             found.append(int(path.parent.name))
     return found
+
+
+def gateways() -> list[int]:
+    return [pid for pid in children() if b"telemetry-gateway" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def test_a_run_that_completes(make_server: MakeServer) -> None:
@@ -272,7 +292,8 @@ def test_a_serverapp_that_lives_is_left_alone(make_server: MakeServer) -> None:
         write_status(flower.out, RunStatus(phase="training"))
         return FlowerRun(run_id=1, status="running", details="")
 
-    server = make_server(*[at_work] * 4, completed, superexec=RUN_SOMETHING)
+    # The time within which its child must have been started.
+    server = make_server(*[at_work] * 4, completed, superexec=RUN_SOMETHING, pace=replace(QUICK, ending=3.0))
 
     assert server.run() is not None
     assert len(server.flower.submissions) == 1
@@ -316,7 +337,7 @@ def test_a_superlink_that_answers_anything_is_left_alone(make_server: MakeServer
     def at_work(flower: Flower) -> FlowerRun:
         return FlowerRun(run_id=1, status="running", details="")
 
-    server = make_server(*[at_work] * 8, completed, superlink=ANSWER, pace=replace(QUICK, probe=0.05, patience=0.1))
+    server = make_server(*[at_work] * 20, completed, superlink=ANSWER, pace=replace(QUICK, probe=0.1, patience=1.5))
 
     assert server.run() is not None
     assert not any("killed" in note.lower() for note in server.watcher.notes)
@@ -388,4 +409,97 @@ def test_a_port_that_is_taken(make_server: MakeServer) -> None:
     server = make_server()
     endpoint = server.launcher._endpoint
     with socket.create_server(("127.0.0.1", endpoint.port)), pytest.raises(UsageError, match="Choose another --port"):
+        server.run()
+
+
+def test_a_gateway_runs_beside_the_others_and_ends_with_them(make_server: MakeServer) -> None:
+    server = make_server(gateway=RUN_NOTHING)
+    before = children()
+    seen: list[int] = []
+
+    def look(flower: Flower) -> FlowerRun:
+        seen.extend(gateways())
+        return completed(flower)
+
+    server.flower.script.append(look)
+
+    assert server.run() is not None
+    assert len(seen) == 1
+    assert children() == before
+
+
+def test_a_gateway_outlives_its_run_for_a_last_scrape(make_server: MakeServer) -> None:
+    server = make_server(completed, gateway=RUN_NOTHING, pace=replace(QUICK, last_scrape=0.3))
+    seen: list[list[int]] = []
+    show = server.watcher.show
+
+    def look(lines: Sequence[str], key: object) -> None:
+        show(lines, key)
+        if lines[0] == "the run is complete":
+            seen.append(gateways())
+
+    server.watcher.show = look  # type: ignore[method-assign]
+
+    server.run()
+
+    assert [len(found) for found in seen] == [1]
+
+
+def test_a_gateway_that_is_killed_is_started_again(make_server: MakeServer) -> None:
+    def kill_gateway(flower: Flower) -> FlowerRun:
+        for pid in gateways():
+            os.kill(pid, signal.SIGKILL)
+        return FlowerRun(run_id=1, status="running", details="")
+
+    def wait_for_gateway(flower: Flower) -> FlowerRun:
+        if not gateways() or not any("gateway was ended by signal 9" in note for note in server.watcher.notes):
+            flower.script.insert(0, wait_for_gateway)
+            return FlowerRun(run_id=1, status="running", details="")
+        return completed(flower)
+
+    server = make_server(kill_gateway, wait_for_gateway, gateway=RUN_NOTHING)
+
+    assert server.run() is not None
+    assert len(server.flower.submissions) == 1
+
+
+@pytest.mark.parametrize(
+    "gateway", ["print('no module of that name'); raise SystemExit(1)", "import os; os.abort()"], ids=["error", "abort"]
+)
+def test_a_gateway_that_cannot_start_never_stops_training(make_server: MakeServer, gateway: str) -> None:
+    def wait_for_note(flower: Flower) -> FlowerRun:
+        if not any(note.startswith("Telemetry gateway") for note in server.watcher.notes):
+            flower.script.insert(0, wait_for_note)
+            return FlowerRun(run_id=1, status="running", details="")
+        return completed(flower)
+
+    server = make_server(wait_for_note, gateway=gateway)
+
+    assert server.run() is not None
+    if "print" in gateway:
+        assert any(note.endswith("Last line of telemetry.log: no module of that name") for note in server.watcher.notes)
+
+
+def test_a_gateway_whose_command_cannot_be_made_is_left(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> list[str]:
+        raise StorageError("Certificate folder has no server.crt.")
+
+    server = make_server(completed, gateway=RUN_NOTHING)
+    monkeypatch.setattr(gateway_child, "gateway_command", fail)
+
+    assert server.run() is not None
+    message = "Certificate folder has no server.crt. The run goes on without telemetry."
+    assert server.watcher.notes.count(message) == 1
+
+
+@pytest.mark.parametrize("option", ["--telemetry-port", "--metrics-port"])
+def test_a_port_of_the_gateway_that_is_taken(make_server: MakeServer, option: str) -> None:
+    server = make_server(gateway=RUN_NOTHING)
+    gateway = server.launcher._gateway
+    assert gateway is not None
+    settings = gateway._settings
+    port = settings.metrics_port if option == "--metrics-port" else settings.endpoint.port
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(UsageError, match=f"Choose another {option}"):
         server.run()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from clients.app import app as client_app
 from clients.device import run_profile
-from neuroflux_fl.errors import StorageError
+from neuroflux_fl.errors import FleetError, StorageError
 from neuroflux_fl.exits import load_exit
 from neuroflux_fl.fleet_model import run_data, run_network
 from neuroflux_fl.run_config import RunConfig
@@ -27,6 +28,7 @@ from server.fleet_state import FleetState, RoundRecord
 from server.grid import InProcessGrid, isolated
 from server.grid_workers import worker_grid
 from server.run import execute_run
+from server.run_folder import read_run_folder
 
 # Plans of the threshold planner do not depend on how busy the machine is, so worker processes make the same ones.
 CONFIG = RunConfig(
@@ -44,6 +46,7 @@ CONFIG = RunConfig(
     patience=9,
     poll_seconds=0.0,
     seed=3,
+    run_name="trial",
 )
 SMALL, LARGE, TINY = 1, 2, 3
 
@@ -242,11 +245,71 @@ def test_bytes_of_a_round_are_those_that_travelled(run: Run) -> None:
 
 
 def test_files_say_what_the_summary_says(run: Run) -> None:
-    assert sorted(path.name for path in run.out.iterdir()) == ["exit", "fleet.safetensors", "rounds.jsonl", "run.json"]
+    assert sorted(path.name for path in run.out.iterdir()) == [
+        "answers.jsonl", "exit", "fleet.safetensors", "rounds.jsonl", "run.json", "setting.json", "status.json",
+    ]  # fmt: skip
     as_json = json.loads(json.dumps(run.summary))
     assert json.loads((run.out / "run.json").read_text()) == as_json
     lines = (run.out / "rounds.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == as_json["rounds"]
+
+
+def test_setting_tells_what_the_run_is_about(run: Run) -> None:
+    setting = json.loads((run.out / "setting.json").read_text())
+
+    assert setting["run"] == "trial"
+    for key in ("config", "data", "versions", "machine"):
+        assert setting[key] == run.summary[key]
+    sizes = {row["unit"]: row["parameters"] for row in run.summary["exits"]}
+    assert {row["unit"]: row["exit_parameters"] for row in setting["units"]} == sizes
+    assert setting["started_at"] < run.summary["rounds"][0]["ended_at"]
+
+
+def test_answers_are_those_that_devices_gave(run: Run) -> None:
+    answers = read_run_folder(run.out).answers
+
+    assert [(answer.round, answer.node_id) for answer in answers] == [
+        (number, node) for number in (1, 2, 3) for node in (SMALL, LARGE, TINY)
+    ]
+    for answer in answers:
+        exchange = run.recorder.of("train", answer.node_id)[answer.round - 1]
+        seconds, record = exchange.report.seconds, run.summary["rounds"][answer.round - 1]
+        assert (answer.fate, answer.bytes_up) == ("answered", bytes_of(exchange.reply))
+        assert (answer.profile, answer.train, answer.cache, answer.evaluate) == (
+            seconds.profile, seconds.train, seconds.cache, seconds.evaluate,
+        )  # fmt: skip
+        assert answer.samples == max((block.samples for block in exchange.report.blocks), default=0)
+        assert answer.seconds is not None
+        assert 0 < answer.seconds <= record["seconds"]
+        assert record["elapsed_seconds"] - record["seconds"] <= answer.sent_at < record["elapsed_seconds"]
+
+
+def test_rounds_add_up_to_the_runs_totals(run: Run) -> None:
+    rounds = run.summary["rounds"]
+
+    assert sum(record["samples"] for record in rounds) == run.summary["samples"]
+    trained = [exchange.report for node in (SMALL, LARGE, TINY) for exchange in run.recorder.of("train", node)]
+    spent = [report.seconds for report in trained]
+    assert sum(record["device_seconds"] for record in rounds) == pytest.approx(
+        sum(one.profile + one.train + one.cache + one.evaluate for one in spent)
+    )
+    for before, record in pairwise(rounds):
+        assert before["ended_at"] < record["ended_at"]
+        assert before["elapsed_seconds"] < record["elapsed_seconds"] < run.summary["seconds"]
+    for record in rounds:
+        assert 0 < record["aggregation_seconds"] < record["seconds"]
+        assert (record["below_quorum"], record["update_error"]) == (False, 0.0)
+
+
+def test_folder_of_a_finished_run_reads_back(run: Run) -> None:
+    folder = read_run_folder(run.out)
+
+    assert folder.summary == json.loads(json.dumps(run.summary))
+    assert folder.state is not None
+    assert [asdict(record) for record in folder.state.history] == run.summary["rounds"]
+    assert folder.status is not None
+    assert (folder.status["phase"], folder.status["round"]) == ("finished", 3)
+    assert read_run_folder(run.out, answers=False).answers == ()
 
 
 def test_saved_exit_has_the_test_accuracy_that_was_reported(run: Run) -> None:
@@ -269,7 +332,13 @@ def test_resumed_run_ends_with_the_same_numbers(run: Run, tmp_path: Path) -> Non
     # Prepare: end a run after its second round, as a kill would.
     with pytest.raises(KeyboardInterrupt):
         run_fleet(tmp_path, stop_after=2)
-    assert not (tmp_path / "out" / "run.json").exists()
+    out = tmp_path / "out"
+    assert not (out / "run.json").exists()
+    setting = json.loads((out / "setting.json").read_text())
+    # The kill came between the answers of a round and its state.
+    lost = '{"round":3,"node_id":1,"sent_at":1.0,"seconds":2.0,"fate":"answered"}\n{"round":3,"nod'
+    with (out / "answers.jsonl").open("a") as file:
+        file.write(lost)
 
     # Execute
     resumed = run_fleet(tmp_path, resume=True)
@@ -280,14 +349,25 @@ def test_resumed_run_ends_with_the_same_numbers(run: Run, tmp_path: Path) -> Non
     assert_equal_arrays(resumed.arrays, run.arrays)
     assert resumed.summary["exits"] == run.summary["exits"]
     assert len((tmp_path / "out" / "rounds.jsonl").read_text().splitlines()) == 3
-    counted = ("node_id", "rounds", "samples", "blocks", "untrained_units")
+    counted = ("node_id", "rounds", "evaluations", "last_round", "samples", "losses", "untrained_units")
     assert [[row[name] for name in counted] for row in resumed.summary["devices"]] == [
         [row[name] for name in counted] for row in run.summary["devices"]
     ]
+    of_block = ("first_unit", "last_unit", "batch_size", "predicted_peak_bytes", "samples", "loss")
+    assert [[[block[name] for name in of_block] for block in row["blocks"]] for row in resumed.summary["devices"]] == [
+        [[block[name] for name in of_block] for block in row["blocks"]] for row in run.summary["devices"]
+    ]
+    folder = read_run_folder(out)
+    assert [(answer.round, answer.node_id, answer.samples) for answer in folder.answers] == [
+        (answer.round, answer.node_id, answer.samples) for answer in read_run_folder(run.out).answers
+    ]
+    assert folder.setting["started_at"] == setting["started_at"]
+    for before, record in pairwise(resumed.summary["rounds"]):
+        assert before["elapsed_seconds"] < record["elapsed_seconds"]
     # Measured times, as protobuf codes them, differ in length by a few bytes.
     assert resumed.summary["bytes_up"] == pytest.approx(run.summary["bytes_up"], abs=200)
     assert resumed.summary["tasks"] == run.summary["tasks"]
-    fields = ("round", "stage", "exits", "test", "contributors")
+    fields = ("round", "stage", "exits", "test", "contributors", "samples", "below_quorum")
     assert [[record[name] for name in fields] for record in resumed.summary["rounds"]] == [
         [record[name] for name in fields] for record in run.summary["rounds"]
     ]
@@ -320,6 +400,33 @@ def test_worker_process_gives_the_same_numbers(run: Run, tmp_path: Path) -> None
 
     assert_equal_arrays(saved_arrays(tmp_path), run.arrays)
     assert summary["exits"] == run.summary["exits"]
+
+
+def test_run_that_starts_anew_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_fleet(tmp_path, stop_after=2)
+    (tmp_path / "out" / "run.json").write_text("{}")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_fleet(tmp_path, stop_after=1)
+
+    folder = read_run_folder(tmp_path / "out")
+    assert folder.state is not None
+    assert (folder.state.round, folder.summary) == (1, None)
+    assert {answer.round for answer in folder.answers} == {1}
+
+
+def test_run_that_fails_says_why_in_its_folder(tmp_path: Path) -> None:
+    config = replace(CONFIG, out=str(tmp_path), wait_seconds=0.0)
+
+    with InProcessGrid(client_app, {}, {}) as grid, pytest.raises(FleetError, match="needs 1"):
+        execute_run(grid, config)
+
+    folder = read_run_folder(tmp_path)
+    assert folder.status is not None
+    assert (folder.status["phase"], folder.status["error_kind"]) == ("failed", "FleetError")
+    assert "the run needs 1" in folder.status["error"]
+    assert (folder.state, folder.summary, folder.setting["run"]) == (None, None, "trial")
 
 
 def test_folder_that_cannot_be_written_ends_the_run_before_any_work(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from neuroflux_fl.errors import StorageError, UsageError
 from neuroflux_fl.run_config import RunConfig
-from server.run import ROUNDS_FILE, RUN_FILE
+from server.run_folder import ROUNDS_FILE, RUN_FILE
 from server.run_record import RunRecord, require_same_settings, set_aside_results
 from server.run_status import STATUS_FILE
 from server.state_folder import ServerState

@@ -8,6 +8,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
 from neuroflux_fl import __version__, activation_cache
 from neuroflux_fl.cli import profiles
@@ -214,13 +217,68 @@ def test_full_disk_is_told_and_training_goes_on(command: Command, monkeypatch: p
     assert len(summary["exits"]) == 8
 
 
+class Scraper(threading.Thread):
+    """Scrapes as Prometheus does, until it is told to stop; keeps what came last."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.url = f"http://127.0.0.1:{port}/metrics"
+        self.text = ""
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        while not self.stop.wait(0.1):
+            try:
+                with urllib.request.urlopen(self.url, timeout=10) as answer:
+                    self.text = answer.read().decode()
+            except urllib.error.HTTPError as error:
+                with error:
+                    self.text = f"error {error.code}: {error.read()!r}"
+            except OSError:
+                continue  # not yet, or not any more
+
+    def labels(self) -> set[tuple[str, str]]:
+        """Metrics with the names of their runs."""
+        families = text_string_to_metric_families(self.text)
+        return {(sample.name, sample.labels.get("run", "")) for family in families for sample in family.samples}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_metrics_of_a_simulation_are_those_of_a_fleet(command: Command, tmp_path: Path, kept: bool) -> None:
+    out = tmp_path / "attic"
+    port = free_port()
+    scraper = Scraper(port)
+    scraper.start()
+
+    try:
+        result = command(
+            "simulate", *SMALL_FLEET, "--devices", "2", "--rounds", "1", "--metrics-port", str(port), "--json",
+            *(["--out", str(out)] if kept else []),
+        )  # fmt: skip
+    finally:
+        scraper.stop.set()
+        scraper.join()
+
+    assert result.code == 0
+    assert result.json["config"]["out"] == (str(out) if kept else "")
+    name = "attic" if kept else "simulation"
+    # Whatever moment of the run the last scrape was of, these are there.
+    assert {
+        ("neuroflux_round", name),
+        ("neuroflux_tasks_total", name),
+        ("neuroflux_build_info", ""),
+    } <= scraper.labels()
+    assert [path.name for path in tmp_path.iterdir()] == (["attic"] if kept else [])
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(scraper.url)
+
+
 def test_simulate_as_json_and_as_files(command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    port = free_port()
 
     result = command(
         "simulate", *SMALL_FLEET, "--devices", "2", "--rounds", "2", "--budgets", "2MiB,64MiB", "--out", str(out),
-        "--metrics-port", str(port), "--json",
+        "--json",
     )  # fmt: skip
 
     summary = result.json
@@ -229,10 +287,10 @@ def test_simulate_as_json_and_as_files(command: Command, tmp_path: Path) -> None
     assert [row["budget_bytes"] for row in summary["devices"]] == [2 * 1024**2, 64 * 1024**2]
     assert summary["devices"][0]["blocks"] != summary["devices"][1]["blocks"]
     assert [set(row) for row in summary["exits"]] == [EXIT_KEYS] * len(summary["exits"])
-    assert {"exit", "fleet.safetensors", "rounds.jsonl", "run.json"} <= {path.name for path in out.iterdir()}
+    files = {"answers.jsonl", "exit", "fleet.safetensors", "rounds.jsonl", "run.json", "setting.json", "status.json"}
+    assert files <= {path.name for path in out.iterdir()}
     assert json.loads((out / "run.json").read_text()) == summary
-    with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
+    assert summary["config"]["run-name"] == "out"
 
 
 def test_simulate_for_people(command: Command) -> None:
@@ -357,7 +415,7 @@ MISTAKES: list[tuple[str, int, str, Callable[[Path], list[str]]]] = [
     (f"{FLEET} --budgets lots", 2, "Size 'lots' is not a number of bytes", nothing),
     (f"{FLEET} --budgets 1MiB", 7, "None of 2 devices has the memory", nothing),
     (f"{FLEET} --budgets 1MiB --method backprop-fitting", 7, "memory for backpropagation", nothing),
-    (f"{FLEET} --metrics-port 70000", 2, "Metrics port 70000 cannot be opened", nothing),
+    (f"{FLEET} --metrics-port 70000", 2, "Metrics port 70000 of 127.0.0.1 cannot be opened", nothing),
     (f"{FLEET} --model vgg99", 2, "vgg99", nothing),
 ]
 
@@ -375,7 +433,9 @@ def test_mistake_is_one_line_and_leaves_nothing(
     assert message in result.err
     assert result.err.count("\n") == 1
     assert (result.code, result.out) == (code, "")
-    assert not out.exists() or not list(out.iterdir())
+    # A fleet that has been asked and cannot go on leaves word why; anything else leaves nothing.
+    left = {path.name for path in out.iterdir()} if out.exists() else set()
+    assert left == ({"setting.json", "status.json"} if code == 7 else set())
 
 
 def test_resume_needs_a_folder(command: Command) -> None:
@@ -395,7 +455,9 @@ def test_port_in_use_is_told_before_training(command: Command, tmp_path: Path) -
 
         result = command(*FLEET.split(), "--metrics-port", str(port), "--out", str(tmp_path / "out"))
 
-    expected = f"Error: Metrics port {port} cannot be opened: Address already in use. Choose a free port.\n"
+    expected = (
+        f"Error: Metrics port {port} of 127.0.0.1 cannot be opened: Address already in use. Choose a free port.\n"
+    )
     assert (result.code, result.out, result.err) == (2, "", expected)
     assert not (tmp_path / "out").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from neuroflux_fl.cli.main import main
 from neuroflux_fl.cli.settle_run import settle_run
 from neuroflux_fl.errors import DataError, UsageError
 from server.certificates import create_certificates
+from server.gateway_settings import GatewaySettings, parse_gateway_command
 from server.run_record import RunRecord
 from server.state_folder import ServerState
+from server.superlink import Endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,24 @@ def test_the_servers_commands(command: Command, tmp_path: Path) -> None:
         "run", str(state.app), "--run-config", str(state.run_config_file), "fleet", "--format", "json"
     ]  # fmt: skip
     assert not state.root.exists()
+    served, gateway = parse_gateway_command(commands["telemetry"][4:])
+    assert served == state
+    assert gateway.endpoint == Endpoint(host="127.0.0.1", port=8444, certificates=tmp_path / "certs")
+    assert (gateway.metrics_host, gateway.metrics_port) == ("127.0.0.1", 9464)
+
+
+def test_where_the_servers_telemetry_goes(command: Command) -> None:
+    options = ["server", "--insecure", "--port", "7000", "--dry-run", "--json"]
+    more = ["--telemetry-port", "7005", "--metrics-host", "::1", "--metrics-port", "7006", "--max-devices", "5"]
+
+    commands = json.loads(command(*options, *more, "--stale-after", "30").out)["commands"]
+
+    gateway = parse_gateway_command(commands["telemetry"][4:])[1]
+    assert gateway == GatewaySettings(
+        endpoint=Endpoint(host="127.0.0.1", port=7005, certificates=None), metrics_host="::1", metrics_port=7006,
+        most_devices=5, stale_seconds=30.0,
+    )  # fmt: skip
+    assert "telemetry" not in json.loads(command(*options, "--telemetry", "off").out)["commands"]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +114,9 @@ def test_the_servers_commands(command: Command, tmp_path: Path) -> None:
         (["--insecure", "--certs", "x"], 2, "Give either --certs DIR"),
         (["--insecure", "--host", "0.0.0.0"], 2, "--insecure-network"),
         (["--insecure", "--port", "0"], 2, "ports are 1 to 65535"),
+        (["--insecure", "--port", "65535"], 2, "Give another --telemetry-port"),
+        (["--insecure", "--metrics-port", "8444"], 2, "change --metrics-port"),
+        (["--insecure", "--telemetry", "maybe"], 2, "--telemetry maybe is not allowed: it is on or off"),
         (["--certs", "nowhere"], 6, "nowhere has no ca.crt"),
     ],
 )
@@ -116,6 +140,7 @@ def test_the_clients_commands(command: Command, bundle: Path, tmp_path: Path) ->
     commands: dict[str, list[str]] = json.loads(given.out)["commands"]
     state = tmp_path / "xdg" / "neuroflux-fl" / "client"
     assert list(commands) == ["agent", "supernode", "superexec"]
+    assert json.loads(given.out)["telemetry"] == ["fleet.example.org:8443", "fleet.example.org:8444"]
     assert commands["supernode"][-1] == (
         f'memory-budget="1073741824" device-class="nano" state-folder="{state / "device"}" data="digits" '
         f'partition-id=1 num-partitions=4 agent-socket="{state / "run" / "agent.sock"}"'
@@ -124,6 +149,22 @@ def test_the_clients_commands(command: Command, bundle: Path, tmp_path: Path) ->
     assert [row.split(": ")[0] for row in shown.out.splitlines()] == ["supernode", "superexec"]
     assert "SECRET" not in given.out + shown.out
     assert not state.exists()
+
+
+@pytest.mark.usefixtures("digits")
+def test_a_client_that_is_scraped_says_where(command: Command) -> None:
+    options = ["client", "--server", "a.example:1", "--insecure", "--data", "digits", "--budget", "1GiB", "--dry-run"]
+
+    scraped = json.loads(command(*options, "--metrics-port", "9465", "--metrics-host", "10.0.0.7", "--json").out)
+    both = json.loads(command(*options, "--metrics-port", "9465", "--telemetry", "auto", "--json").out)
+    neither = json.loads(command(*options, "--telemetry", "off", "--json").out)
+
+    assert 'metrics-address="10.0.0.7:9465"' in scraped["commands"]["supernode"][-1]
+    assert scraped["telemetry"] == []
+    assert 'metrics-address="127.0.0.1:9465"' in both["commands"]["supernode"][-1]
+    assert both["telemetry"] == ["a.example:1", "a.example:2"]
+    assert "metrics-address" not in neither["commands"]["supernode"][-1]
+    assert neither["telemetry"] == []
 
 
 @pytest.mark.usefixtures("digits")
@@ -156,6 +197,8 @@ def test_the_client_finds_its_budget(command: Command, monkeypatch: pytest.Monke
         (["--server", "a:1", "--insecure", "--partition-id", "2", "--partitions", "2"], 2, "is not a share"),
         (["--server", "a:1", "--insecure", "--partition-id", "0"], 2, "is not a share"),
         (["--server", "a:1", "--insecure", "--budget", "much"], 2, "is not a number of bytes"),
+        (["--server", "a:1", "--insecure", "--telemetry", "on"], 2, "give auto, off or HOST:PORT"),
+        (["--server", "a:1", "--insecure", "--metrics-port", "0"], 2, "0"),
     ],
 )
 def test_what_the_client_refuses(command: Command, arguments: list[str], code: int, message: str) -> None:
@@ -198,6 +241,19 @@ def test_a_new_run_is_described_for_devices_with_other_data(tmp_path: Path) -> N
     assert json.loads(str(record.config["class-names"])) == [str(digit) for digit in range(10)]
     assert record.config["out"] == str(tmp_path / "out")
     assert (record.asked["image-shape"], record.asked["out"], record.finished) == ("", "", False)
+
+
+@pytest.mark.parametrize(("given", "kept"), [("", r"run-\d{8}-\d{6}"), ("attic", "attic")])
+def test_a_run_keeps_its_name_and_gets_one_where_it_has_none(tmp_path: Path, given: str, kept: str) -> None:
+    settings = [f"run-name={given}"] if given else []
+    settle_run(request(tmp_path, settings=settings))
+    first = RunRecord.load(tmp_path / "server.json")
+    settle_run(request(tmp_path, settings=settings))
+
+    assert first is not None
+    assert re.fullmatch(kept, str(first.config["run-name"]))
+    assert first.asked["run-name"] == given
+    assert RunRecord.load(tmp_path / "server.json") == first
 
 
 def test_the_same_request_again_changes_nothing_and_another_is_refused(tmp_path: Path) -> None:

@@ -68,11 +68,15 @@ REPORT = TrainReport(
             seconds=1.5,
             oom_retries=1,
             final_loss=0.25,
+            losses=((1, 0.75), (3, 0.25)),
         ),
     ),
     seconds=Seconds(profile=0.5, train=1.0, cache=0.25, evaluate=0.125),
     cache_hits=4,
     cache_bytes=2**35,
+    cache_refusals=2,
+    cache_writes=5,
+    cache_held_bytes=2**34,
     prefix_version="sha:ab",
     deadline_reached=True,
 )
@@ -87,6 +91,7 @@ CAPABILITIES = Capabilities(
     ),
     prefix_version="sha:cd",
     holds_backprop=True,
+    metrics_address="192.168.1.7:9465",
 )
 MESSAGES: tuple[Any, ...] = (
     TASK,
@@ -187,6 +192,34 @@ def test_report_may_not_update_a_unit_twice() -> None:
 def test_exit_with_more_correct_than_all_is_refused() -> None:
     with pytest.raises(WireError, match=r"exit\.correct is 11"):
         ExitScore(unit=0, correct=11, total=10)
+
+
+@pytest.mark.parametrize(
+    ("losses", "complaint"),
+    [
+        (((4, 1.0),), "block.losses has unit 4, outside 1 to 3"),
+        (((1, 1.0), (1, 2.0)), "block.losses lists unit 1 twice"),
+        (((1, math.nan),), "block.losses is nan"),
+    ],
+)
+def test_losses_are_of_the_blocks_units(losses: tuple[tuple[int, float], ...], complaint: str) -> None:
+    with pytest.raises(WireError, match=complaint):
+        dataclasses.replace(REPORT.blocks[0], losses=losses)
+
+
+@pytest.mark.parametrize("address", ["", "pi.local:1", "[fe80::1]:9465", "10.0.0.1:65535"])
+def test_where_a_device_serves_its_metrics(address: str) -> None:
+    message = dataclasses.replace(CAPABILITIES, metrics_address=address)
+
+    assert Capabilities.from_bytes(message.to_bytes()).metrics_address == address
+
+
+@pytest.mark.parametrize(
+    "address", ["pi", "pi:0", "pi:65536", ":9", "a/b:9", "http://pi:9", "fe80::1:9", "pi:9/x", "p i:9"]
+)
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(WireError, match="must be HOST:PORT, or empty"):
+        dataclasses.replace(CAPABILITIES, metrics_address=address)
 
 
 def test_message_bytes_are_reproducible() -> None:
