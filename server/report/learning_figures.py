@@ -12,11 +12,13 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
 from server.report.canvas import Drawing, new_figure
-from server.report.facts import RunFacts
+from server.report.facts import ExitFacts, RunFacts
 from server.report.scales import byte_scale, time_scale, write_count, write_share
 from server.report.themes import Theme
 
 _WIDTH, _HEIGHT = 520.0, 310.0
+_LABEL_WIDTH, _LABEL_HEIGHT = 14.0, 12.0
+"""Room of a unit's number, in points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +95,6 @@ def exits_by_parameters(run: RunFacts, theme: Theme) -> Drawing | None:
                 markersize=9 if split == "test" else 8, markerfacecolor=face, markeredgecolor=theme.bar,
                 markeredgewidth=1.6, label=f"{split} images", zorder=3,
             )  # fmt: skip
-    for exit, size in shown:
-        height = max(accuracy for accuracy in (exit.validation, exit.test) if accuracy is not None)
-        axes.annotate(
-            str(exit.unit), (size, height), xytext=(0, 13 if exit.chosen else 8), textcoords="offset points",
-            ha="center", fontsize=11, color=theme.ink, fontweight="bold" if exit.chosen else "normal",
-        )  # fmt: skip
     if run.chosen is not None and run.chosen.parameters and run.chosen.accuracy is not None:
         axes.plot(
             [run.chosen.parameters], [run.chosen.accuracy], linestyle="", marker="o", markersize=19,
@@ -112,7 +108,25 @@ def exits_by_parameters(run: RunFacts, theme: Theme) -> Drawing | None:
     _accuracy_axis(axes, values, "accuracy")
     _legend_below(axes, theme, columns=2)
     figure.subplots_adjust(left=0.125, right=0.975, top=0.97, bottom=0.265)
+    _number_points(axes, theme, shown)
     return Drawing(figure=figure)
+
+
+def _number_points(axes: Axes, theme: Theme, shown: Sequence[tuple[ExitFacts, float]]) -> None:
+    """The unit above its point, or above the number before it where the two would overlap."""
+    points_per_pixel = 72 / axes.figure.dpi
+    placed: list[tuple[float, float]] = []
+    for exit, size in sorted(shown, key=lambda item: item[1]):
+        height = max(accuracy for accuracy in (exit.validation, exit.test) if accuracy is not None)
+        across, up = axes.transData.transform((size, height)) * points_per_pixel
+        offset = 13 if exit.chosen else 8
+        while any(abs(across - x) < _LABEL_WIDTH and abs(up + offset - y) < _LABEL_HEIGHT for x, y in placed):
+            offset += 4
+        placed.append((across, up + offset))
+        axes.annotate(
+            str(exit.unit), (size, height), xytext=(0, offset), textcoords="offset points",
+            ha="center", fontsize=11, color=theme.ink, fontweight="bold" if exit.chosen else "normal",
+        )  # fmt: skip
 
 
 def _accuracy(run: RunFacts, theme: Theme, ends: Sequence[float], label: str, *, whole: bool = False) -> Drawing | None:
