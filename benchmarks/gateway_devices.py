@@ -72,7 +72,6 @@ class LoadDevice:
     session: bytes = field(default_factory=lambda: os.urandom(16))
     made: int = 0
     acknowledged: int = 0
-    streams: int = 0
     samples: int = 0
     kept: deque[tuple[int, float, pb.DeviceReport]] = field(default_factory=lambda: deque(maxlen=_KEPT))
     latencies: list[float] = field(default_factory=list)
@@ -112,7 +111,6 @@ class LoadDevice:
         )
         await call.write(pb.FromDevice(proof=proof))
         await _read(call)
-        self.streams += 1
         reader = asyncio.create_task(self._read_acknowledged(call))
         try:
             sent = 0
@@ -168,8 +166,6 @@ class LoadWorker:
         return {
             "made": sum(device.made for device in self._devices),
             "acknowledged": sum(device.acknowledged for device in self._devices),
-            "kept": sum(len(device.kept) for device in self._devices),
-            "streams": sum(device.streams for device in self._devices),
             "latencies": latencies[:: max(1, len(latencies) // 1000)],
         }
 
@@ -183,7 +179,6 @@ class LoadWorker:
             device = LoadDevice(number, request["address"], credentials, key)
             self._devices.append(device)
             self._reporting.append(asyncio.create_task(device.report_for_ever(request["interval"])))
-            self._reporting[-1].set_name(f"device-{number}")
             asyncio.create_task(device.stream_for_ever(request["ramp"])).add_done_callback(_tell_end)
 
 

@@ -176,16 +176,13 @@ def check_files(configuration: Path, pages: Mapping[str, str]) -> Iterator[str]:
 
 def check(folder: Path, rounds: int) -> list[str]:
     """Run fleet and Prometheus in ``folder`` until ``rounds`` are done, then check; what is wrong."""
-    metrics, *ports = (free_port() for _ in range(1 + SCRAPED))
-    devices = fleet_devices(tuple(ports))
-    arguments = ["--metrics-port", str(metrics), "--min-nodes", str(len(devices)), *set_arguments(SETTINGS)]
-    gateway = f"127.0.0.1:{metrics}"
+    ports = tuple(free_port() for _ in range(SCRAPED))
+    devices = fleet_devices(ports)
     (folder / "fleet").mkdir()
     (folder / "prometheus").mkdir()
-    with (
-        RealFleet(folder / "fleet", devices, arguments) as fleet,
-        PrometheusServer(folder / "prometheus", gateway) as prometheus,
-    ):
+    fleet = RealFleet(folder / "fleet", devices, ["--min-nodes", str(len(devices)), *set_arguments(SETTINGS)])
+    gateway = f"127.0.0.1:{fleet.metrics_port}"
+    with fleet, PrometheusServer(folder / "prometheus", gateway) as prometheus:
         started = time.time()
         for device in devices:
             fleet.start_device(device.name)

@@ -67,6 +67,11 @@ def read_registry(path: Path) -> dict[str, Device]:
         raise StorageError(f"List of devices {path} is damaged: restore it from a copy.") from error
 
 
+def names_by_node(path: Path) -> dict[int, str]:
+    """The name of each enrolled device by its node id; raises as ``read_registry``."""
+    return {device.node_id: device.name for device in read_registry(path).values()}
+
+
 def write_registry(path: Path, devices: Mapping[str, Device]) -> None:
     """Replace the file, which only its owner can read: names and places of devices are nobody else's business.
 

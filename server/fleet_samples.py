@@ -1,13 +1,13 @@
-"""A run's folder as samples of the catalogue: what its server knows of it, and in a simulation the devices' part."""
+"""A run's folder as samples of the catalogue: what its server knows of it."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from neuroflux_fl import metrics as m
 from neuroflux_fl.metrics import Metric, Observations, Sample
-from server.fleet_state import FleetState, RoundRecord
+from server.fleet_state import FleetState, RoundRecord, task_counts
 from server.run_folder import RunFolder
 from server.run_status import PHASES
 from server.update_checks import REASONS
@@ -50,7 +50,7 @@ def remaining_seconds(run: RunFolder) -> float | None:
 
 
 def rounds_without_improvement(run: RunFolder) -> int:
-    """Measured rounds of the present stage since its best exit last became better, as the schedule counts them."""
+    """Measured rounds of the present stage since the best of all its exits last became better."""
     state = run.state or FleetState()
     best, rounds = None, 0
     for record in state.history:
@@ -120,23 +120,21 @@ def _exits(run: RunFolder, history: tuple[RoundRecord, ...], labels: tuple[str, 
         yield Sample(m.UNIT_CONTRIBUTORS, with_unit, contributors.get(row["unit"], 0))
 
 
-def _counters(history: Iterable[RoundRecord], labels: tuple[str, ...]) -> Iterator[Sample]:
-    records = tuple(history)
-    failed = sum(record.failed for record in records)
-    missing = sum(record.missing for record in records)
+def _counters(history: Sequence[RoundRecord], labels: tuple[str, ...]) -> Iterator[Sample]:
+    tasks = task_counts(history)
     sums: tuple[tuple[Metric, tuple[str, ...], float], ...] = (
-        *((m.UPDATES_REJECTED, (reason,), sum(r.rejected.get(reason, 0) for r in records)) for reason in REASONS),
-        (m.ROUNDS_BELOW_QUORUM, (), sum(record.below_quorum for record in records)),
-        (m.TASKS, ("answered",), sum(record.tasks for record in records) - failed - missing),
-        (m.TASKS, ("failed",), failed),
-        (m.TASKS, ("missing",), missing),
-        (m.TASKS_RESENT, (), sum(record.resent for record in records)),
-        (m.LATE_ANSWERS, ("used",), sum(record.late_used for record in records)),
-        (m.LATE_ANSWERS, ("dropped",), sum(record.late_dropped for record in records)),
-        (m.TRAFFIC_BYTES, ("up",), sum(record.bytes_up for record in records)),
-        (m.TRAFFIC_BYTES, ("down",), sum(record.bytes_down for record in records)),
-        (m.SAMPLES, (), sum(record.samples for record in records)),
-        (m.DEVICE_SECONDS, (), sum(record.device_seconds for record in records)),
+        *((m.UPDATES_REJECTED, (reason,), sum(r.rejected.get(reason, 0) for r in history)) for reason in REASONS),
+        (m.ROUNDS_BELOW_QUORUM, (), sum(record.below_quorum for record in history)),
+        (m.TASKS, ("answered",), tasks["answered"]),
+        (m.TASKS, ("failed",), tasks["failed"]),
+        (m.TASKS, ("missing",), sum(record.missing for record in history)),
+        (m.TASKS_RESENT, (), tasks["resent"]),
+        (m.LATE_ANSWERS, ("used",), tasks["late_used"]),
+        (m.LATE_ANSWERS, ("dropped",), tasks["late_dropped"]),
+        (m.TRAFFIC_BYTES, ("up",), sum(record.bytes_up for record in history)),
+        (m.TRAFFIC_BYTES, ("down",), sum(record.bytes_down for record in history)),
+        (m.SAMPLES, (), sum(record.samples for record in history)),
+        (m.DEVICE_SECONDS, (), sum(record.device_seconds for record in history)),
     )
     for metric, more, value in sums:
         yield Sample(metric, (*labels, *more), value)

@@ -22,7 +22,7 @@ from neuroflux_fl.exposition import Collected, exposition, make_registry
 from neuroflux_fl.metrics import Sample
 from neuroflux_fl.metrics_http import JSON_TYPE, METRICS_TYPE, serve_pages
 from neuroflux_fl.output_folder import write_text
-from server.device_registry import read_registry
+from server.device_registry import names_by_node
 from server.fleet_samples import fleet_samples
 from server.gateway_settings import GatewaySettings, parse_gateway_command
 from server.run_folder import read_run_folder
@@ -79,7 +79,7 @@ class GatewayPages:
         """``/targets``: the devices that can be scraped, for Prometheus' HTTP service discovery."""
         try:
             run = read_run_folder(self._state.out, answers=False)
-            names = {device.node_id: device.name for device in read_registry(self._state.devices_file).values()}
+            names = names_by_node(self._state.devices_file)
         except StorageError as error:
             self._notes.about("Targets", self._unless_unborn(error))
             return b"[]"

@@ -93,7 +93,7 @@ def _silence_alerts() -> Iterator[Alert]:
         summary="{{ $labels.device }} has stopped reporting",
         description="No report has come for minutes from {{ $labels.device }} of class {{ $labels.device_class }}. "
         "It may be off, offline, or train without being heard.",
-        action="Is it connected for work (dashboard Fleet, Devices connected)? Look at power and network first, then "
+        action="Is it connected for work (dashboard Fleet, Devices)? Look at power and network first, then "
         "at the log of neuroflux-fl client on it. Reports of up to an hour are sent when it is back.",
     )
     yield Alert(
@@ -104,8 +104,8 @@ def _silence_alerts() -> Iterator[Alert]:
         summary="{{ $labels.device }} cannot be scraped",
         description="Prometheus gets no metrics from {{ $labels.instance }}: the device is off, its port is closed, "
         "or it shows more series than are allowed.",
-        action="Its page /targets tells the error. Where the device is behind a firewall, leave --metrics-port away "
-        "and let it push.",
+        action="Prometheus' page /targets tells the error. Where the device is behind a firewall, leave --metrics-port "
+        "away and let it push.",
     )
 
 

@@ -173,9 +173,9 @@ def _settle(
 
 def _name_devices(summary: dict[str, Any], state: ServerState) -> None:
     """Give each device of a summary the name that it was enrolled with."""
-    from server.device_registry import read_registry
+    from server.device_registry import names_by_node
 
-    names = {device.node_id: device.name for device in read_registry(state.devices_file).values()}
+    names = names_by_node(state.devices_file)
     for row in summary["devices"]:
         if row["node_id"] in names:
             row["name"] = names[row["node_id"]]

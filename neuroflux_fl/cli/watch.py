@@ -68,8 +68,11 @@ class _Reader:
 
         run = read_run_folder(self._out, answers=False)
         path = self._out / ANSWERS_FILE
-        if path.exists():
+        try:
             stat = path.stat()
+        except FileNotFoundError:  # none yet, or a new run has taken the place of the one before
+            self._answers, self._stamp = (), None
+        else:
             stamp = stat.st_mtime_ns, stat.st_size
             if stamp != self._stamp:
                 self._answers, self._stamp = read_answers(self._out), stamp

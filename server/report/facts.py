@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from server.answer_log import Answer
-from server.device_registry import read_registry
+from server.device_registry import names_by_node
 from server.device_totals import DeviceTotals
 from server.fleet_state import RoundRecord, task_counts
 from server.report.names import clean, name_of_node, natural_order
@@ -198,8 +198,7 @@ def _devices(run: RunFolder) -> tuple[DeviceFacts, ...]:
     names: dict[int, str] = {}
     folder = run.path.resolve()
     if _RESULTS.fullmatch(folder.name):
-        registry = read_registry(ServerState(folder.parent).devices_file)
-        names = {device.node_id: device.name for device in registry.values()}
+        names = names_by_node(ServerState(folder.parent).devices_file)
     totals = run.state.devices if run.state is not None else ()
     found = (
         DeviceFacts(

@@ -87,7 +87,7 @@ def _stragglers(run: RunFacts) -> str:
     typical = typical_seconds(run.answers)
     slow: dict[int, list[Answer]] = {}
     for answer in run.answers:
-        if answer.fate == "answered" and is_straggler(answer, typical):
+        if is_straggler(answer, typical):
             slow.setdefault(answer.node_id, []).append(answer)
     if not slow:
         return ""

@@ -12,7 +12,7 @@ from neuroflux_fl.errors import DependencyError
 from neuroflux_fl.sizes import format_bytes
 from server.report.facts import RunFacts
 from server.report.findings import findings
-from server.report.repeat_command import repeat_command
+from server.report.repeat_command import repeat_command, write_setting
 from server.report.scales import three_digits, write_count, write_seconds, write_share
 from server.report.tables import Table, blocks_table, devices_table, exits_table, rounds_table
 
@@ -66,7 +66,7 @@ def make_page(run: RunFacts) -> str:
         ],
         exits=exits_table(run),
         tables=[table for table in _tables(run) if table.rows],
-        settings=sorted((key, _setting(value)) for key, value in run.config.items()),
+        settings=sorted((key, write_setting(value)) for key, value in run.config.items()),
         versions=sorted(run.versions.items()),
         command=repeat_command(run.config, devices=len(run.devices), simulated=run.simulated) if run.config else "",
     )
@@ -143,10 +143,6 @@ def _subtitle(run: RunFacts) -> str:
 
 def _tables(run: RunFacts) -> tuple[Table, ...]:
     return rounds_table(run), devices_table(run), blocks_table(run)
-
-
-def _setting(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _date(unix: float) -> str:

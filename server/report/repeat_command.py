@@ -25,7 +25,7 @@ def repeat_command(config: Mapping[str, Any], *, devices: int, simulated: bool) 
     defaults = RunConfig().to_flat()
     left_out = _OF_THE_PLACE | (_OF_THE_SIMULATION if simulated else _OF_REAL_DEVICES)
     changed = [
-        f"--set {shlex.quote(f'{key}={_toml(value)}')}"
+        f"--set {shlex.quote(f'{key}={write_setting(value)}')}"
         for key, value in config.items()
         if key not in left_out and defaults.get(key) != value
     ]
@@ -34,5 +34,6 @@ def repeat_command(config: Mapping[str, Any], *, devices: int, simulated: bool) 
     return " ".join(["neuroflux-fl server --certs CERTS --state NEW-FOLDER", *changed])
 
 
-def _toml(value: object) -> str:
+def write_setting(value: object) -> str:
+    """A value as ``--set key=VALUE`` takes it, unquoted."""
     return str(value).lower() if isinstance(value, bool) else str(value)

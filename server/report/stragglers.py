@@ -30,5 +30,6 @@ def typical_seconds(answers: Iterable[Answer]) -> dict[int, float]:
 
 
 def is_straggler(answer: Answer, typical: Mapping[int, float]) -> bool:
-    """Whether an answer took much longer than its round's median."""
-    return answer.seconds is not None and answer.seconds > STRAGGLER * typical.get(answer.round, float("inf"))
+    """Whether an answer that came in time took much longer than its round's median."""
+    taken = answer.seconds if answer.fate == "answered" else None
+    return taken is not None and taken > STRAGGLER * typical.get(answer.round, float("inf"))

@@ -215,6 +215,7 @@ def test_grafana_finds_what_compose_mounts() -> None:
         values = yaml.safe_load(file.read_text())
         assert values["apiVersion"] == 1
         used |= set(re.findall(r": \$(\w+)", file.read_text()))
+    assert used == {"PROMETHEUS_URL", "NEUROFLUX_DASHBOARDS"}
     assert used <= set(compose["environment"])
     interval = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]["scrape_interval"]
     assert f"timeInterval: {interval}" in (DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text()
