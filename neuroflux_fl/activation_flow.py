@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuroflux_fl.activation_cache import ActivationCache, CachedActivations, CacheKey
+from neuroflux_fl.compute import PLAIN_COMPUTE, ComputeSettings
 from neuroflux_fl.heads import unit_activation_bytes
 from neuroflux_fl.sample_source import CachedSource, ImageSource, RecomputedSource, SampleSource
 from neuroflux_fl.sizes import MIB
@@ -34,7 +35,9 @@ class ActivationFlow:
         views: int,
         memory_bytes: int | None,
         device: torch.device,
+        compute: ComputeSettings = PLAIN_COMPUTE,
     ) -> None:
+        self.compute = compute
         self._images = images
         self._store = store
         self._cache = cache
@@ -78,9 +81,10 @@ class ActivationFlow:
         for group in self._groups(first_unit, end):
             modules = [self._load(unit) for unit in group]
             piece = self.piece(group)
-            with torch.no_grad():
+            with torch.no_grad(), self.compute.running(self._device):
                 outputs = []
                 for part in torch.split(value, piece):
+                    part = self.compute.place(part)
                     for module in modules:
                         part = module(part)
                     outputs.append(part)
@@ -93,8 +97,8 @@ class ActivationFlow:
         """Outputs of the units of ``group`` over a whole view in order, with the indices of each piece."""
         modules = [self._load(unit) for unit in group]
         for indices in split_in_order(len(self), self.piece(group)):
-            with torch.no_grad():
-                value = source.read(indices, view)
+            with torch.no_grad(), self.compute.running(self._device):
+                value = self.compute.place(source.read(indices, view))
                 for module in modules:
                     value = module(value)
             yield value, indices
@@ -150,7 +154,7 @@ class ActivationFlow:
         return max(1, min(_LARGEST_PIECE, int(self._memory_bytes / (4 * largest))))
 
     def _load(self, unit: int) -> torch.nn.Module:
-        return self._store.load(unit, self._device, with_head=False).unit.eval()
+        return self.compute.arrange(self._store.load(unit, self._device, with_head=False).unit).eval()
 
 
 def split_in_order(count: int, size: int) -> Iterator[NDArray[np.int64]]:

@@ -18,6 +18,8 @@ class BlockProgress:
     block: Block
     monitor: TrainingMonitor
     batch_size: int
+    micro_batch: int | None = None
+    """As in the block; None where the whole batch is in memory at once."""
     samples: int = 0
     steps: int = 0
     effective_steps: float = 0.0
@@ -48,9 +50,12 @@ class BlockProgress:
         self.monitor.step(samples)
 
     def halve_batch(self, smallest: int) -> None:
-        """Go on with half of the batch, but not less than ``smallest``."""
+        """Go on with half of the batch, or of the micro-batch where there is one, but not less than ``smallest``."""
         self.retries += 1
-        self.batch_size = max(smallest, self.batch_size // 2)
+        if self.micro_batch is not None:
+            self.micro_batch = max(smallest, self.micro_batch // 2)
+        else:
+            self.batch_size = max(smallest, self.batch_size // 2)
         self.monitor.batch_halved(self.block, self.batch_size)
 
     def end_epoch(self) -> None:

@@ -11,15 +11,16 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from neuroflux_fl.block_progress import BlockProgress
+from neuroflux_fl.block_steps import BlockSteps
+from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory
 from neuroflux_fl.errors import UsageError
 from neuroflux_fl.evaluation import Score, score_windows
 from neuroflux_fl.learning_rate import rate_share
-from neuroflux_fl.local_step import OptimizerSettings, make_optimizer, train_window
-from neuroflux_fl.plan import Block, Window
+from neuroflux_fl.local_step import OptimizerSettings
+from neuroflux_fl.plan import Block
 from neuroflux_fl.sample_source import PLAIN_VIEW, SampleSource, TensorSource
 from neuroflux_fl.stopwatch import Stopwatch
 from neuroflux_fl.training_monitor import TrainingMonitor
@@ -42,6 +43,7 @@ class TrainSettings:
     views: int = 4
     """Cached views: the plain one and augmented ones. 1 is no augmentation at all."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -123,12 +125,17 @@ def train_block(
         _bring_in_code(store, block, settings, device)
         meter.start()
         monitor.holds(meter.held_bytes)
-        training = _BlockInTraining(store, block, settings, device)
+        steps = BlockSteps(store, block, settings, device)
     count = len(inputs.labels)
-    run = BlockProgress(block=block, monitor=monitor, batch_size=min(block.batch_size, max(1, count)))
+    run = BlockProgress(
+        block=block,
+        monitor=monitor,
+        batch_size=min(block.batch_size, max(1, count)),
+        micro_batch=block.micro_batch,
+    )
     scores: dict[int, Score] = {}
     best, stale, epoch = -1.0, 0, 0
-    finished = count >= training.smallest
+    finished = count >= steps.smallest
     peak_rate = block.learning_rate * learning_rate_scale
     while epoch < settings.epochs and finished:
         order = np.random.default_rng([settings.seed, block.first_unit, first_epoch + epoch]).permutation(count)
@@ -136,7 +143,7 @@ def train_block(
         rate_at = partial(_rate_at, settings, peak_rate, epoch)
         with stopwatch.running("train"):
             run.begin_epoch()
-            finished = training.epoch(inputs, order, view, run, rate_at, base_learning_rate, deadline)
+            finished = _epoch(steps, inputs, order, view, run, rate_at, base_learning_rate, deadline)
             run.end_epoch()
         epoch += 1
         if not finished:
@@ -144,7 +151,7 @@ def train_block(
         last = None
         if settings.patience is not None and validation is not None and len(validation.labels):
             with stopwatch.running("evaluate"):
-                scores = score_windows(training.windows, validation, run.batch_size)
+                scores = score_windows(steps.windows, validation, run.micro_batch or run.batch_size, settings.compute)
             last = scores[block.last_unit]
         if on_epoch is not None:
             on_epoch(epoch, run.final_loss, last)
@@ -157,7 +164,7 @@ def train_block(
                 break
     if finished:
         with stopwatch.running("train"):
-            training.save()
+            steps.save()
     peak = meter.peak_bytes()
     monitor.block_ended(block, peak)
     return BlockResult(
@@ -177,15 +184,20 @@ def train_block(
     )
 
 
-def even_batches(order: NDArray[np.int64], batch_size: int, *, smallest: int) -> Iterator[NDArray[np.int64]]:
+def even_batches(
+    order: NDArray[np.int64], batch_size: int, *, smallest: int, multiple: int = 1
+) -> Iterator[NDArray[np.int64]]:
     """Cut ``order`` into batches of one size, at most ``batch_size``, so that the fewest samples are left over.
+
+    The size is a multiple of ``multiple``, a micro-batch.
 
     One size means no small last batch, from which batch norm could not learn (``smallest``), and one set of compiled
     kernels. The few samples that are left over sit this epoch out; the order is another in the next.
     """
     count = len(order)
     evened = count // max(1, math.ceil(count / batch_size))
-    sizes = [size for size in (evened, batch_size) if smallest <= size <= count]
+    rounded = (size // multiple * multiple for size in (evened, batch_size, *((count,) if multiple > 1 else ())))
+    sizes = [size for size in rounded if smallest <= size <= min(count, batch_size)]
     if not sizes:
         return
     size = max(sizes, key=lambda size: (count // size * size, size))
@@ -193,86 +205,40 @@ def even_batches(order: NDArray[np.int64], batch_size: int, *, smallest: int) ->
         yield order[batch * size : (batch + 1) * size]
 
 
-class _BlockInTraining:
-    """The block's modules and optimizers, alive only as long as the block is trained."""
-
-    def __init__(self, store: UnitStore, block: Block, settings: TrainSettings, device: torch.device) -> None:
-        self._store = store
-        self._block = block
-        heads = {window.last_unit for window in block.windows}
-        self._pairs = {unit: store.load(unit, device, with_head=unit in heads) for unit in block.units}
-        self.windows = [(window, self._units(window), self._pairs[window.last_unit].head) for window in block.windows]
-        self._optimizers = [
-            make_optimizer(
-                (p for module in (*units, head) for p in module.parameters()), settings.optimizer, block.learning_rate
-            )
-            for _, units, head in self.windows
-        ]
-        self._device = device
-        has_batch_norm = any(isinstance(m, nn.BatchNorm2d) for pair in self._pairs.values() for m in pair.modules())
-        self.smallest = 2 if has_batch_norm else 1
-        if block.batch_size < self.smallest:
-            raise UsageError(
-                f"Batch size {block.batch_size} is too small for batch norm: give at least {self.smallest}, or use "
-                "group norm."
-            )
-
-    def epoch(
-        self,
-        inputs: SampleSource,
-        order: NDArray[np.int64],
-        view: int,
-        run: BlockProgress,
-        rate_at: Callable[[float], float],
-        base_learning_rate: float,
-        deadline: float | None,
-    ) -> bool:
-        """One pass over the data; False where the deadline came before its end."""
-        for pair in self._pairs.values():
-            pair.train()
-        remaining = order
-        done = 0
-        while len(remaining):
-            try:
-                for batch in even_batches(remaining, run.batch_size, smallest=self.smallest):
-                    if deadline is not None and time.monotonic() > deadline:
-                        return False
-                    # The planned rate belongs to the planned batch: after a halving it shrinks in proportion.
-                    rate = rate_at(done / len(order)) * min(1.0, run.batch_size / self._block.batch_size)
-                    labels = torch.from_numpy(inputs.labels[batch]).to(self._device)
-                    losses = self.step(inputs.read(batch, view), labels, rate)
-                    done += len(batch)
-                    run.add_step(losses, len(batch), rate / base_learning_rate)
-                return True
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or run.batch_size <= self.smallest:
-                    raise
-            for optimizer in self._optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-            run.halve_batch(self.smallest)
-            remaining = order[done:]
-        return True
-
-    def step(self, values: Tensor, labels: Tensor, rate: float) -> list[Tensor]:
-        """One step of every window; returns their losses, scalars without gradient."""
-        # One name for input and output, so that a window's input is freed as soon as its output exists.
-        losses = []
-        for (_, units, head), optimizer in zip(self.windows, self._optimizers, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            values, loss = train_window(units, head, optimizer, values, labels)
-            losses.append(loss)
-        return losses
-
-    def save(self) -> None:
-        """Write every unit of the block, with its head where a window ends at it."""
-        for unit, pair in self._pairs.items():
-            self._store.save(unit, pair)
-
-    def _units(self, window: Window) -> list[nn.Module]:
-        return [self._pairs[unit].unit for unit in window.units]
+def _epoch(
+    steps: BlockSteps,
+    inputs: SampleSource,
+    order: NDArray[np.int64],
+    view: int,
+    run: BlockProgress,
+    rate_at: Callable[[float], float],
+    base_learning_rate: float,
+    deadline: float | None,
+) -> bool:
+    """One pass over the data; False where the deadline came before its end."""
+    steps.begin_epoch()
+    remaining = order
+    done = 0
+    while len(remaining):
+        try:
+            for batch in even_batches(
+                remaining, run.batch_size, smallest=steps.smallest, multiple=run.micro_batch or 1
+            ):
+                if deadline is not None and time.monotonic() > deadline:
+                    return False
+                # The planned rate belongs to the planned batch: after a halving it shrinks in proportion.
+                rate = rate_at(done / len(order)) * min(1.0, run.batch_size / run.block.batch_size)
+                losses = steps.step(inputs, batch, view, rate, pieces=len(batch) // (run.micro_batch or len(batch)))
+                done += len(batch)
+                run.add_step(losses, len(batch), rate / base_learning_rate)
+            return True
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or (run.micro_batch or run.batch_size) <= steps.smallest:
+                raise
+        steps.drop_gradients()
+        run.halve_batch(steps.smallest)
+        remaining = order[done:]
+    return True
 
 
 def _bring_in_code(store: UnitStore, block: Block, settings: TrainSettings, device: torch.device) -> None:
@@ -281,10 +247,11 @@ def _bring_in_code(store: UnitStore, block: Block, settings: TrainSettings, devi
     Code pages of the libraries belong to the interpreter's side of the ledger, as the CUDA context does; they came to
     2 to 3 MiB at the first use of an operator.
     """
-    training = _BlockInTraining(store, block, settings, device)
+    steps = BlockSteps(store, block, settings, device)
     shape = store.network.chain.input_shapes[block.first_unit]
-    training.step(torch.zeros((2, *shape), device=device), torch.zeros(2, dtype=torch.long, device=device), 0.0)
-    score_windows(training.windows, TensorSource(torch.zeros((2, *shape), device=device), np.zeros(2, np.int64)), 2)
+    source = TensorSource(torch.zeros((2, *shape), device=device), np.zeros(2, np.int64))
+    steps.step(source, np.arange(2), PLAIN_VIEW, 0.0)
+    score_windows(steps.windows, source, 2, settings.compute)
 
 
 def _rate_at(settings: TrainSettings, peak_rate: float, epoch: int, done: float) -> float:

@@ -106,7 +106,13 @@ class DeviceTrainer:
             device=self.device,
         )
         return ActivationFlow(
-            images, self.store, self.cache, views=views, memory_bytes=self._memory_bytes, device=self.device
+            images,
+            self.store,
+            self.cache,
+            views=views,
+            memory_bytes=self._memory_bytes,
+            device=self.device,
+            compute=self.settings.compute,
         )
 
     def train(

@@ -10,6 +10,7 @@ from torch import nn
 
 from neuroflux_fl.activation_cache import ActivationCache
 from neuroflux_fl.activation_flow import ActivationFlow, split_in_order
+from neuroflux_fl.compute import PLAIN_COMPUTE, ComputeSettings
 from neuroflux_fl.plan import Window
 from neuroflux_fl.sample_source import PLAIN_VIEW, SampleSource
 from neuroflux_fl.unit_store import UnitStore
@@ -32,7 +33,10 @@ class Score:
 
 
 def score_windows(
-    windows: Sequence[tuple[Window, Sequence[nn.Module], nn.Module]], source: SampleSource, batch_size: int
+    windows: Sequence[tuple[Window, Sequence[nn.Module], nn.Module]],
+    source: SampleSource,
+    batch_size: int,
+    compute: ComputeSettings = PLAIN_COMPUTE,
 ) -> dict[int, Score]:
     """Score the exit at each window's end on all of ``source``, whose cut is the first window's start.
 
@@ -45,12 +49,13 @@ def score_windows(
     count = len(source.labels)
     with torch.no_grad():
         for indices in split_in_order(count, batch_size):
-            values = source.read(indices, PLAIN_VIEW)
+            values = compute.place(source.read(indices, PLAIN_VIEW))
             labels = torch.from_numpy(source.labels[indices]).to(values.device)
-            for window, units, head in windows:
-                for unit in units:
-                    values = unit(values)
-                correct[window.last_unit] += int((head(values).argmax(dim=1) == labels).sum())
+            with compute.running(values.device):
+                for window, units, head in windows:
+                    for unit in units:
+                        values = unit(values)
+                    correct[window.last_unit] += int((head(values).argmax(dim=1) == labels).sum())
     return {unit: Score(right, count) for unit, right in correct.items()}
 
 
@@ -75,11 +80,13 @@ def score_exits(
             cache.remove_all(flow.keys(known))
         known = group[0]
         pairs = [store.load(unit, device) for unit in group]
+        for pair in pairs:
+            flow.compute.arrange(pair)
         windows: list[tuple[Window, Sequence[nn.Module], nn.Module]] = [
             (Window(first_unit=unit, last_unit=unit), [pair.unit], pair.head)
             for unit, pair in zip(group, pairs, strict=True)
         ]
-        scores |= score_windows(windows, source, flow.piece(group))
+        scores |= score_windows(windows, source, flow.piece(group), flow.compute)
     if known not in (0, first_unit):
         cache.remove_all(flow.keys(known))
     return scores

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from neuroflux_fl.checkpointing import run_units
+from neuroflux_fl.compute import PLAIN_COMPUTE, ComputeSettings
 from neuroflux_fl.errors import UsageError
 
 
@@ -43,7 +45,14 @@ def make_optimizer(
 
 
 def train_window(
-    units: Sequence[nn.Module], head: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor
+    units: Sequence[nn.Module],
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    compute: ComputeSettings = PLAIN_COMPUTE,
+    checkpoints: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Forward, local loss, backward and step; nothing of the graph survives.
 
@@ -53,17 +62,40 @@ def train_window(
         optimizer: over the parameters of exactly these units and this head.
         inputs: ``(batch, channels, height, width)``, without gradient: no earlier window is reached.
         labels: ``(batch,)`` class numbers.
+        compute: precision and layout.
+        checkpoints: positions in ``units`` from which on activations are computed again (``Window.checkpoints``,
+            counted from the window's first unit).
 
     Returns:
         The detached output ``(batch, channels, height, width)`` and the loss, a detached scalar.
     """
-    outputs = inputs.detach()
-    for unit in units:
-        outputs = unit(outputs)
-    loss = nn.functional.cross_entropy(head(outputs), labels)
+    outputs, loss = add_gradients(units, head, inputs, labels, compute=compute, checkpoints=checkpoints)
+    apply_gradients(optimizer)
+    return outputs, loss
+
+
+def add_gradients(
+    units: Sequence[nn.Module],
+    head: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    compute: ComputeSettings = PLAIN_COMPUTE,
+    checkpoints: Sequence[int] = (),
+    share: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """``train_window`` without the step: gradients of ``share`` times the loss are added to those that are there."""
+    with compute.running(inputs.device):
+        outputs = run_units(units, inputs.detach(), checkpoints)
+        scores = head(outputs)
+    loss = nn.functional.cross_entropy(scores.float(), labels)
     outputs = outputs.detach()
-    loss.backward()  # type: ignore[no-untyped-call]
+    (loss * share if share != 1.0 else loss).backward()  # type: ignore[no-untyped-call]
+    return outputs, loss.detach()
+
+
+def apply_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """One step; gradients are then gone."""
     optimizer.step()
     # Gradients are dropped, not zeroed: a gradient that is zero but present would still move momentum and decay.
     optimizer.zero_grad(set_to_none=True)
-    return outputs, loss.detach()

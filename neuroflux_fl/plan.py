@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from neuroflux_fl.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
@@ -11,6 +13,17 @@ class Window:
 
     first_unit: int
     last_unit: int
+    checkpoints: tuple[int, ...] = ()
+    """Units, after the first, whose inputs are kept from the forward pass; what lies between two of them is computed
+    again in the backward pass. Empty: every activation is kept."""
+
+    def __post_init__(self) -> None:
+        inside = all(self.first_unit < unit <= self.last_unit for unit in self.checkpoints)
+        if not inside or list(self.checkpoints) != sorted(set(self.checkpoints)):
+            raise UsageError(
+                f"Checkpoints {self.checkpoints} of the window of units {self.first_unit} to {self.last_unit} are not "
+                "allowed: give rising numbers of units after its first one."
+            )
 
     @property
     def reach(self) -> int:
@@ -29,11 +42,20 @@ class Block:
 
     windows: tuple[Window, ...]
     batch_size: int
+    """Samples that one optimizer step is made from."""
     learning_rate: float
     predicted_peak_bytes: int
     """Peak of a whole training step: weights, gradients, optimizer state, activations, heads, input, workspace."""
     predicted_seconds_per_sample: float
     """Training time for one sample of one pass, the cache's read and write included."""
+    micro_batch: int | None = None
+    """Samples in memory at once, where a step adds up the gradients of several such pieces; None: the whole batch."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch_size:
+            raise UsageError(
+                f"Micro-batch {self.micro_batch} is not allowed with batch {self.batch_size}: give 1 to the batch size."
+            )
 
     @property
     def first_unit(self) -> int:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory
 from neuroflux_fl.heads import head_filters
 from neuroflux_fl.local_network import LocalNetwork
-from neuroflux_fl.local_step import OptimizerSettings, make_optimizer, train_window
+from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.machine_speed import MachineSpeed
 from neuroflux_fl.plan import Window
 from neuroflux_fl.tracing import trace_step
-from neuroflux_fl.unit_chain import empty_copy
+from neuroflux_fl.window_step import WindowStep
 
 _TRACED_BATCHES = (4, 12)
 
@@ -110,14 +111,19 @@ class NetworkProfile:
 
 
 def profile_network(
-    network: LocalNetwork, *, speed: MachineSpeed, reach: int = 1, optimizer: OptimizerSettings | None = None
+    network: LocalNetwork,
+    *,
+    speed: MachineSpeed,
+    reach: int = 1,
+    optimizer: OptimizerSettings | None = None,
+    compute: ComputeSettings | None = None,
 ) -> NetworkProfile:
     """Trace every window of up to ``reach`` units, and the whole network, without running anything on the device.
 
     Returns:
         Memory lines of every moment's peak, arithmetic and traffic. Time follows from ``speed``.
     """
-    optimizer = optimizer or OptimizerSettings()
+    optimizer, compute = optimizer or OptimizerSettings(), compute or ComputeSettings()
     count = len(network)
     windows = [
         Window(first_unit=first, last_unit=last)
@@ -125,7 +131,10 @@ def profile_network(
         for last in range(first, min(count, first + max(1, reach)))
     ]
     whole = Window(first_unit=0, last_unit=count - 1)
-    profiles = {window: trace_window(network, window, optimizer) for window in {*windows, whole}}
+    profiles = {
+        window: trace_window(WindowStep(network=network, window=window, optimizer=optimizer, compute=compute))
+        for window in {*windows, whole}
+    }
     units = []
     for unit in range(count):
         profile = profiles[Window(first_unit=unit, last_unit=unit)]
@@ -141,26 +150,20 @@ def profile_network(
     return NetworkProfile(units=tuple(units), windows=profiles, whole=profiles[whole], speed=speed)
 
 
-def trace_window(network: LocalNetwork, window: Window, settings: OptimizerSettings) -> WindowProfile:
+def trace_window(step: WindowStep) -> WindowProfile:
     """Memory, arithmetic and traffic of a step at two batch sizes, joined by lines moment by moment."""
     small, large = _TRACED_BATCHES
-    low = trace_step(lambda: _fake_step(network, window, settings, small))
-    high = trace_step(lambda: _fake_step(network, window, settings, large))
+    low = trace_step(lambda: step.build(small, torch.device("cpu")))
+    high = trace_step(lambda: step.build(large, torch.device("cpu")))
 
     def line(at_small: float, at_large: float) -> Line:
         slope = (at_large - at_small) / (large - small)
         return Line(at_small - slope * small, slope)
 
-    memory = _upper_envelope(line(a, b) for a, b in zip(low.live_bytes, high.live_bytes, strict=True))
-    weights = sum(
-        4 * sum(part.numel() for part in (*module.parameters(), *module.buffers()))
-        for module in _window_modules(network, window)
-    )
-    momentum = sum(4 * p.numel() for module in _window_modules(network, window) for p in module.parameters())
     return WindowProfile(
-        window=window,
-        resident_bytes=weights + (momentum if settings.momentum else 0),
-        memory=memory,
+        window=step.window,
+        resident_bytes=step.resident_bytes(),
+        memory=_upper_envelope(line(a, b) for a, b in zip(low.live_bytes, high.live_bytes, strict=True)),
         flops=line(low.flops, high.flops),
         traffic_bytes=line(low.traffic_bytes, high.traffic_bytes),
         operators=low.operators,
@@ -177,13 +180,14 @@ def measure_profile(
     minimum_batch: int,
     device: torch.device,
     optimizer: OptimizerSettings | None = None,
+    compute: ComputeSettings | None = None,
 ) -> NetworkProfile:
     """Run real steps of each window at two batch sizes, check the memory line on a third, and keep the times.
 
     The batch sizes stay inside ``available_bytes`` by the traced lines. Where the device holds more than the trace
     says, the lines are raised by the largest difference seen.
     """
-    settings = optimizer or OptimizerSettings()
+    optimizer, compute = optimizer or OptimizerSettings(), compute or ComputeSettings()
     profiles = dict(traced.windows)
     for window in windows:
         profile = profiles[window]
@@ -191,11 +195,12 @@ def measure_profile(
         if largest < minimum_batch:
             continue
         batches = sorted({minimum_batch, max(minimum_batch, largest // 4), max(minimum_batch, largest // 2), largest})
+        step = WindowStep(network=network, window=window, optimizer=optimizer, compute=compute)
         timings: list[tuple[int, float]] = []
         excess = 0.0
         for batch in batches:
             try:
-                peak, seconds = _run_real_steps(network, window, settings, batch, device)
+                peak, seconds = _run_real_steps(step, batch, device)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -208,45 +213,17 @@ def measure_profile(
     return replace(traced, windows=profiles, whole=profiles[traced.whole.window])
 
 
-def _window_modules(network: LocalNetwork, window: Window) -> list[nn.Module]:
-    return [*(network.chain.units[unit] for unit in window.units), network.heads[window.last_unit]]
-
-
-def _fake_step(
-    network: LocalNetwork, window: Window, settings: OptimizerSettings, batch: int
-) -> tuple[nn.Module, Callable[[], None]]:
-    modules = [empty_copy(module, "cpu") for module in _window_modules(network, window)]
-    return nn.ModuleList(modules), _step(modules, network.chain.input_shapes[window.first_unit], settings, batch, "cpu")
-
-
-def _step(
-    modules: list[nn.Module], shape: tuple[int, int, int], settings: OptimizerSettings, batch: int, device: str
-) -> Callable[[], None]:
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    optimizer = make_optimizer(parameters, settings, 1e-4)
-
-    def step() -> None:
-        inputs = torch.zeros((batch, *shape), device=device)
-        labels = torch.zeros(batch, dtype=torch.long, device=device)
-        train_window(modules[:-1], modules[-1], optimizer, inputs, labels)
-
-    return step
-
-
-def _run_real_steps(
-    network: LocalNetwork, window: Window, settings: OptimizerSettings, batch: int, device: torch.device
-) -> tuple[int | None, float]:
+def _run_real_steps(step: WindowStep, batch: int, device: torch.device) -> tuple[int | None, float]:
+    """Peak bytes and the median seconds of three steps after a first one."""
     meter = PeakMeter(device)
     meter.start()
-    modules = [empty_copy(module, device) for module in _window_modules(network, window)]
-    for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
-            nn.init.normal_(tensor.data, std=0.02) if tensor.is_floating_point() else tensor.zero_()
-    step = _step(modules, network.chain.input_shapes[window.first_unit], settings, batch, str(device))
+    modules, run = step.build(batch, device)
+    for tensor in (*modules.parameters(), *modules.buffers()):
+        nn.init.normal_(tensor.data, std=0.02) if tensor.is_floating_point() else tensor.zero_()
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        step()
+        run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import torch
 
+from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.device_memory import return_freed_memory_at_once, warm_up_kernels
 from neuroflux_fl.errors import UsageError
 from neuroflux_fl.local_network import LocalNetwork
-from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.machine_speed import measure_speed
 from neuroflux_fl.plan import Window
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.profiling import NetworkProfile, measure_profile, profile_network, trace_window
+from neuroflux_fl.window_step import WindowStep
 
 
 def make_profile(
@@ -24,6 +25,7 @@ def make_profile(
     device: torch.device,
     *,
     depth: int = 0,
+    compute: ComputeSettings | None = None,
 ) -> NetworkProfile:
     """Profile every window that the planner may use; under a budget, make the allocator keep to it first.
 
@@ -39,9 +41,11 @@ def make_profile(
     warm_up_kernels()
     if depth > len(network):
         raise UsageError(f"Depth {depth} is beyond the network's {len(network)} units: give at most that many.")
-    traced = profile_network(network, speed=measure_speed(device), reach=settings.reach)
+    compute = compute or ComputeSettings()
+    traced = profile_network(network, speed=measure_speed(device), reach=settings.reach, compute=compute)
     if depth:
-        whole = trace_window(network, Window(first_unit=0, last_unit=depth - 1), OptimizerSettings())
+        window = Window(first_unit=0, last_unit=depth - 1)
+        whole = trace_window(WindowStep(network=network, window=window, compute=compute))
         traced = replace(traced, windows={**traced.windows, whole.window: whole}, whole=whole)
     if mode == "traced":
         return traced
@@ -53,4 +57,5 @@ def make_profile(
         maximum_batch=settings.maximum_batch,
         minimum_batch=settings.minimum_batch,
         device=device,
+        compute=compute,
     )

@@ -16,13 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neuroflux_fl import block_training
+from neuroflux_fl import block_steps, block_training
 from neuroflux_fl.block_training import BlockResult, TrainSettings, even_batches, train_block
 from neuroflux_fl.device_report import BlockReading, TrainingReading
 from neuroflux_fl.errors import UsageError
 from neuroflux_fl.evaluation import Score
-from neuroflux_fl.local_network import LocalNetwork
-from neuroflux_fl.local_step import OptimizerSettings, make_optimizer, train_window
+from neuroflux_fl.local_network import LocalNetwork, build_network
+from neuroflux_fl.local_step import OptimizerSettings, add_gradients, make_optimizer, train_window
+from neuroflux_fl.models import build_chain
 from neuroflux_fl.plan import Block, Window
 from neuroflux_fl.sample_source import ImageSource, TensorSource
 from neuroflux_fl.training_monitor import TrainingMonitor
@@ -125,12 +126,12 @@ def test_every_window_has_its_own_loss(tmp_path: Path, small_network: LocalNetwo
 def test_a_loss_is_the_mean_over_the_last_pass(small_store: UnitStore, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
 
-    def watched(*args: Any) -> tuple[Tensor, Tensor]:
-        outputs, loss = train_window(*args)
+    def watched(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        outputs, loss = train_window(*args, **options)
         seen.append(float(loss))
         return outputs, loss
 
-    monkeypatch.setattr(block_training, "train_window", watched)
+    monkeypatch.setattr(block_steps, "train_window", watched)
     result = train(small_store, block((0, 0)), features(0, 24), replace(SETTINGS, epochs=2))
 
     assert len(seen) == 1 + 2 * 3, "the first step brings in the code"
@@ -169,7 +170,7 @@ def test_optimizer_state_is_gone_when_the_block_is_done(
         alive.append(weakref.ref(optimizer))
         return optimizer
 
-    monkeypatch.setattr(block_training, "make_optimizer", watched)
+    monkeypatch.setattr(block_steps, "make_optimizer", watched)
     train(small_store, block((0, 0)), features(0, 20))
 
     gc.collect()
@@ -213,13 +214,13 @@ def test_one_sample_more_than_batches_hold_trains(
     small_store: UnitStore, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     sizes: list[int] = []
-    step = block_training._BlockInTraining.step
+    step = block_steps.BlockSteps.step
 
-    def watched(self: Any, values: Tensor, labels: Tensor, rate: float) -> list[Tensor]:
-        sizes.append(len(values))
-        return step(self, values, labels, rate)
+    def watched(self: Any, inputs: Any, batch: Any, view: int, rate: float, *, pieces: int = 1) -> list[Tensor]:
+        sizes.append(len(batch))
+        return step(self, inputs, batch, view, rate, pieces=pieces)
 
-    monkeypatch.setattr(block_training._BlockInTraining, "step", watched)
+    monkeypatch.setattr(block_steps.BlockSteps, "step", watched)
     result = train(small_store, block((2, 2)), features(2, count))
 
     assert min(sizes) >= 2
@@ -309,18 +310,69 @@ def test_each_epoch_reads_another_view_and_another_order(
     assert len({tuple(indices) for _, indices in reads}) == 3
 
 
+# Micro-batches.
+
+
+def test_micro_batches_make_the_step_of_the_whole_batch(tmp_path: Path, small_network: LocalNetwork) -> None:
+    chain = build_chain("vgg11", image_shape=(1, 32, 32), classes=3, norm="group", width=0.125)
+    group = build_network(chain, small_network.head_settings, "group")
+    stores = [fresh_store(tmp_path / name, group) for name in "ab"]
+    inputs = TensorSource(torch.randn(24, 1, 32, 32), np.arange(24) % 3)
+
+    whole = train(stores[0], block((0, 1), (2, 2)), inputs)
+    pieces = train(stores[1], replace(block((0, 1), (2, 2)), micro_batch=2), inputs)
+
+    assert whole.steps == pieces.steps == 2 * 3
+    assert pieces.losses == pytest.approx(whole.losses, rel=1e-4)
+    for unit in range(3):
+        np.testing.assert_allclose(stores[0].read(unit), stores[1].read(unit), atol=1e-5)
+
+
+def test_batches_are_multiples_of_the_micro_batch() -> None:
+    sizes = [len(batch) for batch in even_batches(np.arange(27), 8, smallest=2, multiple=4)]
+    assert sizes == [8, 8, 8]
+    assert [len(batch) for batch in even_batches(np.arange(7), 8, smallest=2, multiple=3)] == [6]
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(
+    small_store: UnitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def fail_at_the_third(units: Any, head: Any, inputs: Tensor, labels: Tensor, **options: Any) -> Any:
+        sizes.append(len(inputs))
+        if len(sizes) == 3:
+            raise MemoryError
+        return add_gradients(units, head, inputs, labels, **options)
+
+    monkeypatch.setattr(block_steps, "add_gradients", fail_at_the_third)
+    settings = TrainSettings(epochs=1, views=1)
+
+    result = train(small_store, replace(block((0, 0)), micro_batch=4), features(0, 16), settings)
+
+    # One batch of two fours; the second batch fails, and goes again in twos.
+    assert sizes == [4, 4, 4, 2, 2, 2, 2]
+    assert (result.steps, result.final_batch_size, result.out_of_memory_retries) == (2, 8, 1)
+
+
+@pytest.mark.parametrize("micro_batch", [0, 9])
+def test_a_micro_batch_lies_within_the_batch(micro_batch: int) -> None:
+    with pytest.raises(UsageError, match=f"Micro-batch {micro_batch}"):
+        replace(block((0, 0)), micro_batch=micro_batch)
+
+
 # Learning rate.
 
 
 def test_learning_rate_warms_up_and_falls(small_store: UnitStore, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
-    step = block_training._BlockInTraining.step
+    step = block_steps.BlockSteps.step
 
-    def watched(self: Any, values: Tensor, labels: Tensor, rate: float) -> list[Tensor]:
+    def watched(self: Any, inputs: Any, batch: Any, view: int, rate: float, *, pieces: int = 1) -> list[Tensor]:
         rates.append(rate)
-        return step(self, values, labels, rate)
+        return step(self, inputs, batch, view, rate, pieces=pieces)
 
-    monkeypatch.setattr(block_training._BlockInTraining, "step", watched)
+    monkeypatch.setattr(block_steps.BlockSteps, "step", watched)
     settings = TrainSettings(epochs=4, views=1, warmup_share=0.25, final_rate_share=0.1)
 
     result = train(small_store, block((0, 0), learning_rate=0.2), features(0, 40), settings, learning_rate_scale=0.5)
@@ -350,13 +402,13 @@ def test_out_of_memory_halves_the_batch_and_training_goes_on(
 ) -> None:
     calls: list[tuple[int, float]] = []
 
-    def fail_at_the_third(units: Any, head: Any, optimizer: Any, inputs: Tensor, labels: Tensor) -> Any:
+    def fail_at_the_third(units: Any, head: Any, optimizer: Any, inputs: Tensor, labels: Tensor, **options: Any) -> Any:
         calls.append((len(inputs), optimizer.param_groups[0]["lr"]))
         if len(calls) == 3:
             raise error
-        return train_window(units, head, optimizer, inputs, labels)
+        return train_window(units, head, optimizer, inputs, labels, **options)
 
-    monkeypatch.setattr(block_training, "train_window", fail_at_the_third)
+    monkeypatch.setattr(block_steps, "train_window", fail_at_the_third)
     settings = TrainSettings(epochs=2, views=1, warmup_share=0, final_rate_share=1)
 
     result = train(small_store, block((0, 0)), features(0, 24), settings)
@@ -376,13 +428,13 @@ def test_out_of_memory_at_the_smallest_batch_and_other_errors_are_raised(
     sizes: list[int] = []
     message = "not enough memory"
 
-    def fail(_self: Any, values: Tensor, _labels: Tensor, rate: float) -> list[Tensor]:
+    def fail(_self: Any, _inputs: Any, batch: Any, _view: int, rate: float, **_options: int) -> list[Tensor]:
         if rate > 0:
-            sizes.append(len(values))
+            sizes.append(len(batch))
             raise RuntimeError(message)
         return []
 
-    monkeypatch.setattr(block_training._BlockInTraining, "step", fail)
+    monkeypatch.setattr(block_steps.BlockSteps, "step", fail)
     with pytest.raises(RuntimeError, match="not enough memory"):
         train(small_store, block((0, 0)), features(0, 24))
     assert sizes == [8, 4, 2]

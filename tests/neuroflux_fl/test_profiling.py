@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from neuroflux_fl.models import build_chain
 from neuroflux_fl.plan import Window
 from neuroflux_fl.profiling import Line, WindowProfile, measure_profile, profile_network, trace_window
 from neuroflux_fl.tracing import trace_step
+from neuroflux_fl.window_step import WindowStep
 
 CPU = torch.device("cpu")
 SPEED = MachineSpeed()
@@ -34,11 +36,11 @@ def profile_of(*lines: Line) -> WindowProfile:
 @pytest.mark.parametrize("batch", [2, 7, 40])
 def test_memory_at_other_batches_lies_on_the_lines(model: str, first: int, last: int, batch: int) -> None:
     network = build_network(build_chain(model, image_shape=(3, 32, 32), classes=10), HeadSettings())
-    window, settings = Window(first_unit=first, last_unit=last), OptimizerSettings()
+    step = WindowStep(network=network, window=Window(first_unit=first, last_unit=last))
 
-    profile = trace_window(network, window, settings)
+    profile = trace_window(step)
 
-    third = trace_step(lambda: profiling._fake_step(network, window, settings, batch))
+    third = trace_step(lambda: step.build(batch, torch.device("cpu")))
     assert profile.peak_bytes(batch) == max(third.live_bytes)
     assert profile.flops.at(batch) == pytest.approx(third.flops)
     assert profile.traffic_bytes.at(batch) == pytest.approx(third.traffic_bytes)
@@ -49,8 +51,9 @@ def test_resident_bytes_by_hand(small_network: LocalNetwork) -> None:
     parameters = (8 * 9 + 8 + 16) + (8 * 8 * 9 + 16 + 3 * 32 + 3)
     buffers = 2 * (8 + 8 + 1)
 
-    assert trace_window(small_network, window, OptimizerSettings()).resident_bytes == 4 * (2 * parameters + buffers)
-    plain = trace_window(small_network, window, OptimizerSettings(momentum=0.0))
+    step = WindowStep(network=small_network, window=window)
+    assert trace_window(step).resident_bytes == 4 * (2 * parameters + buffers)
+    plain = trace_window(replace(step, optimizer=OptimizerSettings(momentum=0.0)))
     assert plain.resident_bytes == 4 * (parameters + buffers)
 
 
@@ -99,7 +102,7 @@ def test_real_steps_keep_times_and_raise_the_lines_to_what_was_seen(
     window = Window(first_unit=0, last_unit=0)
     seen: list[int] = []
 
-    def steps(_network: object, window: Window, _settings: object, batch: int, _device: object) -> tuple[int, float]:
+    def steps(_step: object, batch: int, _device: object) -> tuple[int, float]:
         seen.append(batch)
         if batch == 32:
             raise torch.OutOfMemoryError("no more")

@@ -1,0 +1,107 @@
+"""A block's modules and optimizers, alive only as long as the block is trained, and one optimizer step of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from neuroflux_fl.errors import UsageError
+from neuroflux_fl.local_step import add_gradients, apply_gradients, make_optimizer, train_window
+from neuroflux_fl.plan import Block, Window
+from neuroflux_fl.sample_source import SampleSource
+from neuroflux_fl.unit_store import UnitStore
+
+if TYPE_CHECKING:
+    from neuroflux_fl.block_training import TrainSettings
+
+
+class BlockSteps:
+    """Weights come from the store, and go back to it with ``save``; optimizer state is made here and dropped here.
+
+    Raises:
+        UsageError: the block's batch is too small for batch norm.
+    """
+
+    def __init__(self, store: UnitStore, block: Block, settings: TrainSettings, device: torch.device) -> None:
+        self._store = store
+        self._compute = settings.compute
+        self._device = device
+        heads = {window.last_unit for window in block.windows}
+        self._pairs = {unit: store.load(unit, device, with_head=unit in heads) for unit in block.units}
+        for pair in self._pairs.values():
+            self._compute.arrange(pair)
+        self.windows: list[tuple[Window, Sequence[nn.Module], nn.Module]] = [
+            (window, [self._pairs[unit].unit for unit in window.units], self._pairs[window.last_unit].head)
+            for window in block.windows
+        ]
+        self._optimizers = [
+            make_optimizer(
+                (p for module in (*units, head) for p in module.parameters()), settings.optimizer, block.learning_rate
+            )
+            for _, units, head in self.windows
+        ]
+        has_batch_norm = any(isinstance(m, nn.BatchNorm2d) for pair in self._pairs.values() for m in pair.modules())
+        self.smallest = 2 if has_batch_norm else 1
+        if (block.micro_batch or block.batch_size) < self.smallest:
+            raise UsageError(
+                f"Batch size {block.micro_batch or block.batch_size} is too small for batch norm: give at least "
+                f"{self.smallest}, or use group norm."
+            )
+
+    def begin_epoch(self) -> None:
+        """Modules go to training mode."""
+        for pair in self._pairs.values():
+            pair.train()
+
+    def step(
+        self, inputs: SampleSource, batch: NDArray[np.int64], view: int, rate: float, *, pieces: int = 1
+    ) -> list[Tensor]:
+        """One optimizer step of every window; returns their losses, scalars without gradient.
+
+        With several pieces, gradients are added up over that many equal micro-batches before the weights move.
+        """
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        if pieces == 1:
+            return self._pass(inputs, batch, view, share=None)
+        losses = [self._pass(inputs, piece, view, share=1 / pieces) for piece in np.split(batch, pieces)]
+        for optimizer in self._optimizers:
+            apply_gradients(optimizer)
+        return [torch.stack(of_window).mean() for of_window in zip(*losses, strict=True)]
+
+    def drop_gradients(self) -> None:
+        """Forget a step that was cut short, and what the allocator kept for it."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def save(self) -> None:
+        """Write every unit of the block, with its head where a window ends at it."""
+        for unit, pair in self._pairs.items():
+            self._store.save(unit, pair)
+
+    def _pass(self, inputs: SampleSource, batch: NDArray[np.int64], view: int, *, share: float | None) -> list[Tensor]:
+        """Forward and backward of every window; each steps at once where there is no ``share``."""
+        labels = torch.from_numpy(inputs.labels[batch]).to(self._device)
+        # One name for input and output, so that a window's input is freed as soon as its output exists.
+        values = self._compute.place(inputs.read(batch, view))
+        losses = []
+        for (window, units, head), optimizer in zip(self.windows, self._optimizers, strict=True):
+            checkpoints = [unit - window.first_unit for unit in window.checkpoints]
+            if share is None:
+                values, loss = train_window(
+                    units, head, optimizer, values, labels, compute=self._compute, checkpoints=checkpoints
+                )
+            else:
+                values, loss = add_gradients(
+                    units, head, values, labels, compute=self._compute, checkpoints=checkpoints, share=share
+                )
+            losses.append(loss)
+        return losses

@@ -1,0 +1,57 @@
+"""The training step of one window, apart from any data: what profiling traces and times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from neuroflux_fl.compute import ComputeSettings
+from neuroflux_fl.local_network import LocalNetwork
+from neuroflux_fl.local_step import OptimizerSettings, add_gradients, make_optimizer, train_window
+from neuroflux_fl.plan import Window
+from neuroflux_fl.unit_chain import empty_copy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowStep:
+    """A window, and how its steps are made."""
+
+    network: LocalNetwork
+    window: Window
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    accumulate: bool = False
+    """A step is one micro-batch, whose gradients are added to those of the ones before it, and not yet applied."""
+
+    def resident_bytes(self) -> int:
+        """Weights, buffers and optimizer state: what stays between steps."""
+        modules = self._modules()
+        weights = sum(4 * part.numel() for module in modules for part in (*module.parameters(), *module.buffers()))
+        momentum = sum(4 * parameter.numel() for module in modules for parameter in module.parameters())
+        return weights + (momentum if self.optimizer.momentum else 0)
+
+    def build(self, batch: int, device: torch.device) -> tuple[nn.Module, Callable[[], None]]:
+        """Modules with uninitialised weights on ``device``, and a step of ``batch`` samples; the first call of the
+        step also makes the optimizer's state."""
+        modules = [self.compute.arrange(empty_copy(module, device)) for module in self._modules()]
+        optimizer = make_optimizer((p for module in modules for p in module.parameters()), self.optimizer, 1e-4)
+        shape = self.network.chain.input_shapes[self.window.first_unit]
+        checkpoints = [unit - self.window.first_unit for unit in self.window.checkpoints]
+
+        def step() -> None:
+            inputs = self.compute.place(torch.zeros((batch, *shape), device=device))
+            labels = torch.zeros(batch, dtype=torch.long, device=device)
+            units, head = modules[:-1], modules[-1]
+            if not (self.accumulate and optimizer.state):
+                train_window(units, head, optimizer, inputs, labels, compute=self.compute, checkpoints=checkpoints)
+            if self.accumulate:
+                add_gradients(units, head, inputs, labels, compute=self.compute, checkpoints=checkpoints)
+
+        return nn.ModuleList(modules), step
+
+    def _modules(self) -> list[nn.Module]:
+        units = [self.network.chain.units[unit] for unit in self.window.units]
+        return [*units, self.network.heads[self.window.last_unit]]
