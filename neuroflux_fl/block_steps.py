@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from neuroflux_fl.block_training import TrainSettings
 
 
+LiveWindow = tuple[Window, Sequence[nn.Module], nn.Module]
+"""A window with its units and the head at its end, on the training device."""
+
+
 class BlockSteps:
     """Weights come from the store, and go back to it with ``save``; optimizer state is made here and dropped here.
 
@@ -35,7 +39,7 @@ class BlockSteps:
         self._pairs = {unit: store.load(unit, device, with_head=unit in heads) for unit in block.units}
         for pair in self._pairs.values():
             self._compute.arrange(pair)
-        self.windows: list[tuple[Window, Sequence[nn.Module], nn.Module]] = [
+        self.windows: list[LiveWindow] = [
             (window, [self._pairs[unit].unit for unit in window.units], self._pairs[window.last_unit].head)
             for window in block.windows
         ]

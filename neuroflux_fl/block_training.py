@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from neuroflux_fl.block_progress import BlockProgress
-from neuroflux_fl.block_steps import BlockSteps
+from neuroflux_fl.block_steps import BlockSteps, LiveWindow
 from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory
 from neuroflux_fl.errors import UsageError
@@ -97,6 +97,7 @@ def train_block(
     stopwatch: Stopwatch | None = None,
     monitor: TrainingMonitor | None = None,
     on_epoch: Callable[[int, float, Score | None], None] | None = None,
+    on_modules: Callable[[Sequence[LiveWindow]], None] | None = None,
 ) -> BlockResult:
     """Train the block's units in the store on ``inputs`` and store the result, if the deadline allows to finish.
 
@@ -117,6 +118,7 @@ def train_block(
         stopwatch: takes "train" and "evaluate" seconds.
         monitor: is told of every pass and step.
         on_epoch: called after each epoch with its number, the last window's loss and its score.
+        on_modules: called before it with the block's live windows, to look at and not to change.
     """
     stopwatch, monitor = stopwatch or Stopwatch(), monitor or TrainingMonitor()
     started = time.perf_counter()
@@ -153,6 +155,8 @@ def train_block(
             with stopwatch.running("evaluate"):
                 scores = score_windows(steps.windows, validation, run.micro_batch or run.batch_size, settings.compute)
             last = scores[block.last_unit]
+        if on_modules is not None:
+            on_modules(steps.windows)
         if on_epoch is not None:
             on_epoch(epoch, run.final_loss, last)
         if last is not None:

@@ -42,8 +42,15 @@ class ComputeSettings:
         return torch.autocast(device.type, COMPUTE_PRECISIONS[self.precision], enabled=self.mixed)
 
     def arrange(self, module: nn.Module) -> nn.Module:
-        """The module itself, its weights laid out as the settings say."""
-        return module.to(memory_format=torch.channels_last) if self.channels_last else module  # type: ignore[call-overload]
+        """The module itself, its convolutions' weights laid out as the settings say."""
+        if self.channels_last:
+            # Module.to would do, but not on the fake tensors of a trace.
+            for part in module.modules():
+                for name, weight in part.named_parameters(recurse=False):
+                    if weight.dim() == 4:
+                        laid_out = weight.detach().contiguous(memory_format=torch.channels_last)
+                        setattr(part, name, nn.Parameter(laid_out, requires_grad=weight.requires_grad))
+        return module
 
     def place(self, values: Tensor) -> Tensor:
         """``(batch, channels, height, width)`` in the precision and layout that units want, copied only if need be."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from neuroflux_fl.activation_cache import ActivationCache
 from neuroflux_fl.activation_flow import ActivationFlow
+from neuroflux_fl.block_steps import LiveWindow
 from neuroflux_fl.block_training import BlockResult, TrainSettings, train_block
 from neuroflux_fl.data.images import LabelledImages
 from neuroflux_fl.device_memory import PeakMeter
@@ -126,6 +128,7 @@ class DeviceTrainer:
         learning_rate_scale: float = 1.0,
         deadline: float | None = None,
         on_epoch: Progress | None = None,
+        on_modules: Callable[[Block, Sequence[LiveWindow]], None] | None = None,
         on_block: Callable[[BlockResult], None] | None = None,
     ) -> TrainingResult:
         """Train the plan's blocks in order, each to its end, from activations of everything before it.
@@ -140,6 +143,7 @@ class DeviceTrainer:
             learning_rate_scale: factor on every block's rate.
             deadline: ``time.monotonic()`` at which to stop; finished blocks are kept.
             on_epoch: progress.
+            on_modules: called after each epoch, before ``on_epoch``, with the block and its live windows.
             on_block: called with each finished block, whose units are then in the store.
         """
         settings = replace(self.settings, epochs=self.settings.epochs if epochs is None else epochs)
@@ -170,6 +174,7 @@ class DeviceTrainer:
                 stopwatch=self.stopwatch,
                 monitor=self.monitor,
                 on_epoch=None if on_epoch is None else lambda *event, b=block: on_epoch(b, *event),
+                on_modules=None if on_modules is None else partial(on_modules, block),
             )
             if not result.finished:
                 late = deadline is not None and time.monotonic() > deadline

@@ -190,27 +190,45 @@ def measure_profile(
     optimizer, compute = optimizer or OptimizerSettings(), compute or ComputeSettings()
     profiles = dict(traced.windows)
     for window in windows:
-        profile = profiles[window]
-        largest = min(maximum_batch, profile.largest_batch(available_bytes))
-        if largest < minimum_batch:
-            continue
-        batches = sorted({minimum_batch, max(minimum_batch, largest // 4), max(minimum_batch, largest // 2), largest})
-        step = WindowStep(network=network, window=window, optimizer=optimizer, compute=compute)
-        timings: list[tuple[int, float]] = []
-        excess = 0.0
-        for batch in batches:
-            try:
-                peak, seconds = _run_real_steps(step, batch, device)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                break
-            timings.append((batch, seconds))
-            if peak is not None:
-                excess = max(excess, peak - profile.peak_bytes(batch))
-        raised = tuple(Line(line.fixed + excess, line.per_sample) for line in profile.memory)
-        profiles[window] = replace(profile, memory=raised, timings=tuple(timings))
+        profiles[window] = measure_window(
+            WindowStep(network=network, window=window, optimizer=optimizer, compute=compute),
+            profiles[window],
+            available_bytes=available_bytes,
+            maximum_batch=maximum_batch,
+            minimum_batch=minimum_batch,
+            device=device,
+        )
     return replace(traced, windows=profiles, whole=profiles[traced.whole.window])
+
+
+def measure_window(
+    step: WindowStep,
+    traced: WindowProfile,
+    *,
+    available_bytes: float,
+    maximum_batch: int,
+    minimum_batch: int,
+    device: torch.device,
+) -> WindowProfile:
+    """The same for one window: times at several batch sizes, and lines raised where the device holds more."""
+    largest = min(maximum_batch, traced.largest_batch(available_bytes))
+    if largest < minimum_batch:
+        return traced
+    batches = sorted({minimum_batch, max(minimum_batch, largest // 4), max(minimum_batch, largest // 2), largest})
+    timings: list[tuple[int, float]] = []
+    excess = 0.0
+    for batch in batches:
+        try:
+            peak, seconds = _run_real_steps(step, batch, device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            break
+        timings.append((batch, seconds))
+        if peak is not None:
+            excess = max(excess, peak - traced.peak_bytes(batch))
+    raised = tuple(Line(line.fixed + excess, line.per_sample) for line in traced.memory)
+    return replace(traced, memory=raised, timings=tuple(timings))
 
 
 def _run_real_steps(step: WindowStep, batch: int, device: torch.device) -> tuple[int | None, float]:

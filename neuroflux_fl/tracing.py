@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
+_FLOAT_BYTES = 4
+_LARGEST_BATCH = 256  # as far as batches go; a trace's rules must hold for all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +114,32 @@ _IN_PLACE = {aten.relu_.default, aten.add_.Tensor, aten.mul_.Tensor}
 def workspace_bytes(func: Any, args: Any, out: Any) -> tuple[int, int]:
     """Memory that a CPU convolution kernel takes beside its inputs and outputs: the larger of the two figures.
 
-    oneDNN copies the weights (first figure), or input and output images (second), into a blocked layout. The rule was
-    fitted on resident peaks: for every unit of VGG-16 and ResNet-18 with either head, at batches 8 to 256, tracing
-    with it is between 0.3 MiB above and 1.1 MiB below the measured peak (``benchmarks/peak_memory.py``).
+    oneDNN copies the weights (first figure), or input and output images (second), into a blocked layout; images that
+    are channels_last it takes as they are, but then copies weights and their gradient. With bfloat16 it sums weight
+    gradients in float32, once for each of two threads where images outweigh weights. The rules were fitted on
+    resident peaks: for every unit of VGG-16 and ResNet-18 with either head, at batches 4 to 256 (float32; 4 to 128
+    otherwise), tracing with them is at most 1.3 MiB below the measured peak (``benchmarks/peak_memory.py``).
     """
     if func is aten.convolution.default:
-        return _tensor_bytes(args[1]), _tensor_bytes(args[0]) + _tensor_bytes(out)
-    if func is aten.convolution_backward.default:
-        return _tensor_bytes(args[2]), _tensor_bytes(args[1]) + _tensor_bytes(args[0])
-    return 0, 0
+        images, weights, results = args[0], args[1], out
+        copies = _tensor_bytes(weights)
+    elif func is aten.convolution_backward.default:
+        results, images, weights = args[0], args[1], args[2]
+        copies = _gradient_copies(images, weights, results)
+    else:
+        return 0, 0
+    if images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous():
+        return copies, 0
+    moved = _tensor_bytes(images) + _tensor_bytes(results)
+    return copies, moved if weights.dtype == torch.float32 else moved + copies
+
+
+def _gradient_copies(images: Tensor, weights: Tensor, results: Tensor) -> int:
+    if weights.dtype == torch.float32:
+        blocked = weights.is_contiguous() or weights.shape[2:].numel() == 1
+        return _tensor_bytes(weights) * (1 if blocked else 2)
+    per_sample = (images.numel() + results.numel()) // len(images)
+    return _FLOAT_BYTES * weights.numel() * (2 if _LARGEST_BATCH * per_sample > weights.numel() else 1)
 
 
 def _tensor_bytes(tensor: Tensor) -> int:
