@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neuroflux_fl.errors import BudgetError, UsageError
 from neuroflux_fl.plan import Block, Plan, Window
 from neuroflux_fl.profiling import NetworkProfile, WindowProfile
+from neuroflux_fl.reach import fewest_windows
 from neuroflux_fl.sizes import KIB, MIB, format_bytes
 
 PLANNERS = ("fastest", "threshold")
@@ -23,7 +24,9 @@ class PlannerSettings:
     planner: str = "fastest"
     """``fastest``: least predicted time. ``threshold``: merge units of like batch sizes (the paper's idea)."""
     reach: int = 1
-    """Units in a window at most. 1 is NeuroFlux as published."""
+    """Units in a window at most. 1 is NeuroFlux as published; 0 is as many as fit at ``useful_batch``."""
+    useful_batch: int = 16
+    """Only for reach 0: memory beyond what this batch size needs is spent on longer windows."""
     rho: float = 0.4
     """Only for ``threshold``: units merge while their batch sizes differ by at most this share."""
     minimum_batch: int = 2
@@ -46,8 +49,10 @@ class PlannerSettings:
     def __post_init__(self) -> None:
         if self.planner not in PLANNERS:
             raise UsageError(f"Planner {self.planner!r} is unknown: choose one of {', '.join(PLANNERS)}.")
-        if self.reach < 1:
-            raise UsageError(f"Reach {self.reach} is too small: a window holds at least 1 unit.")
+        if self.reach < 0:
+            raise UsageError(
+                f"Reach {self.reach} is negative: give the units of a window at most, or 0 to go by the memory budget."
+            )
         if not 0 <= self.rho <= 1:
             raise UsageError(f"Rho {self.rho} is not allowed: give a share from 0 to 1.")
         if not 1 <= self.minimum_batch <= self.maximum_batch:
@@ -55,6 +60,8 @@ class PlannerSettings:
                 f"Batch sizes {self.minimum_batch} to {self.maximum_batch} are not allowed: "
                 "give a minimum of at least 1 and a maximum that is not smaller."
             )
+        if self.useful_batch < 1:
+            raise UsageError(f"Useful batch {self.useful_batch} is too small: give at least 1.")
         if not self.learning_rate > 0:
             raise UsageError(f"Learning rate {self.learning_rate} is not positive: give for example 0.05.")
 
@@ -108,7 +115,8 @@ def plan_units(
     merge = _merge_fastest if settings.planner == "fastest" else _merge_by_threshold
     blocks: list[Block] = []
     for run in _contiguous_runs(windows):
-        blocks.extend(merge(profile, run, budget_bytes, settings))
+        for group, smallest in _by_smallest_batch(profile, run, budget_bytes, settings):
+            blocks.extend(merge(profile, group, budget_bytes, replace(settings, minimum_batch=smallest)))
     return Plan(budget_bytes=budget_bytes, blocks=tuple(blocks), untrained_units=untrained)
 
 
@@ -187,6 +195,14 @@ def _cut_windows(
     profile: NetworkProfile, available: float, settings: PlannerSettings, first: int, last: int
 ) -> tuple[list[Window], tuple[int, ...]]:
     """Windows of up to ``reach`` units, shorter where a long one does not fit, and the units that do not fit."""
+    if settings.reach == 0:
+        useful = _useful_batch(settings)
+        return fewest_windows(
+            range(first, last + 1),
+            fits=lambda window: _window_profile(profile, window).largest_batch(available) >= useful,
+            trainable=lambda unit: profile.unit(unit).largest_batch(available) >= settings.minimum_batch,
+            cut_costs=[unit.output_numbers for unit in profile.units],
+        )
     windows: list[Window] = []
     untrained: list[int] = []
     unit = first
@@ -211,6 +227,31 @@ def _contiguous_runs(windows: Sequence[Window]) -> list[list[Window]]:
         else:
             runs.append([window])
     return runs
+
+
+def _useful_batch(settings: PlannerSettings) -> int:
+    return max(settings.minimum_batch, min(settings.useful_batch, settings.maximum_batch))
+
+
+def _by_smallest_batch(
+    profile: NetworkProfile, windows: Sequence[Window], budget_bytes: int | None, settings: PlannerSettings
+) -> list[tuple[list[Window], int]]:
+    """Neighbours with the smallest batch that their blocks may have.
+
+    With reach 0, windows that fit at the useful batch do not share a block in which they no longer would.
+    """
+    if settings.reach != 0:
+        return [(list(windows), settings.minimum_batch)]
+    available, useful = settings.available(budget_bytes), _useful_batch(settings)
+    groups: list[tuple[list[Window], int]] = []
+    for window in windows:
+        fits = _window_profile(profile, window).largest_batch(available) >= useful
+        smallest = useful if fits else settings.minimum_batch
+        if groups and groups[-1][1] == smallest:
+            groups[-1][0].append(window)
+        else:
+            groups.append(([window], smallest))
+    return groups
 
 
 def _merge_fastest(

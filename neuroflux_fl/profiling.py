@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -95,6 +95,17 @@ class UnitCost:
     output_numbers: int
 
 
+class WindowTable(dict[Window, WindowProfile]):
+    """Profiles by window; one that is not there yet is traced when it is first asked for."""
+
+    def __init__(self, trace: Callable[[Window], WindowProfile], known: Mapping[Window, WindowProfile]) -> None:
+        super().__init__(known)
+        self.trace = trace
+
+    def __missing__(self, window: Window) -> WindowProfile:
+        return self.setdefault(window, self.trace(window))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkProfile:
     """Profiles of all windows that a planner may use, with the speed of the machine."""
@@ -120,6 +131,8 @@ def profile_network(
 ) -> NetworkProfile:
     """Trace every window of up to ``reach`` units, and the whole network, without running anything on the device.
 
+    Any other window, with reach 0 all of more than one unit, is traced when a planner first asks for it.
+
     Returns:
         Memory lines of every moment's peak, arithmetic and traffic. Time follows from ``speed``.
     """
@@ -131,10 +144,11 @@ def profile_network(
         for last in range(first, min(count, first + max(1, reach)))
     ]
     whole = Window(first_unit=0, last_unit=count - 1)
-    profiles = {
-        window: trace_window(WindowStep(network=network, window=window, optimizer=optimizer, compute=compute))
-        for window in {*windows, whole}
-    }
+
+    def trace(window: Window) -> WindowProfile:
+        return trace_window(WindowStep(network=network, window=window, optimizer=optimizer, compute=compute))
+
+    profiles = WindowTable(trace, {window: trace(window) for window in {*windows, whole}})
     units = []
     for unit in range(count):
         profile = profiles[Window(first_unit=unit, last_unit=unit)]
@@ -188,7 +202,7 @@ def measure_profile(
     says, the lines are raised by the largest difference seen.
     """
     optimizer, compute = optimizer or OptimizerSettings(), compute or ComputeSettings()
-    profiles = dict(traced.windows)
+    profiles = WindowTable(traced.windows.__getitem__, traced.windows)
     for window in windows:
         profiles[window] = measure_window(
             WindowStep(network=network, window=window, optimizer=optimizer, compute=compute),

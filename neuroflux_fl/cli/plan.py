@@ -31,7 +31,9 @@ def plan(
     head_rule: Annotated[str, typer.Option(help="adaptive or fixed number of filters.")] = "adaptive",
     head_filters: Annotated[int, typer.Option(help="Filters of a head; adaptive: the most allowed.")] = 64,
     planner: Annotated[str, typer.Option(help="fastest or threshold.")] = "fastest",
-    reach: Annotated[int, typer.Option(help="Units that one gradient passes through, at most.")] = 1,
+    reach: Annotated[
+        int, typer.Option(help="Units that one gradient passes through, at most; 0: as memory allows.")
+    ] = 1,
     rho: Annotated[float, typer.Option(help="Threshold planner: how far merged batch sizes may differ.")] = 0.4,
     maximum_batch: Annotated[int, typer.Option(help="Largest batch size.")] = 256,
     method: Annotated[str, typer.Option(help="neuroflux or backprop.")] = "neuroflux",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
 
 from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.device_memory import return_freed_memory_at_once, warm_up_kernels
-from neuroflux_fl.errors import UsageError
+from neuroflux_fl.errors import BudgetError, UsageError
 from neuroflux_fl.local_network import LocalNetwork
 from neuroflux_fl.machine_speed import measure_speed
 from neuroflux_fl.plan import Window
-from neuroflux_fl.planning import PlannerSettings
+from neuroflux_fl.planning import PlannerSettings, plan_units
 from neuroflux_fl.profiling import NetworkProfile, measure_profile, profile_network, trace_window
 from neuroflux_fl.window_step import WindowStep
 
@@ -49,10 +50,15 @@ def make_profile(
         traced = replace(traced, windows={**traced.windows, whole.window: whole}, whole=whole)
     if mode == "traced":
         return traced
+    windows = set(traced.windows)
+    if settings.reach == 0:
+        with suppress(BudgetError):  # The planner says so again to the user.
+            plan = plan_units(traced, budget_bytes, settings)
+            windows |= {window for block in plan.blocks for window in block.windows}
     return measure_profile(
         network,
         traced,
-        windows=traced.windows,
+        windows=windows,
         available_bytes=settings.available(budget_bytes),
         maximum_batch=settings.maximum_batch,
         minimum_batch=settings.minimum_batch,

@@ -49,7 +49,9 @@ def simulate(
     aggregation: Annotated[str | None, typer.Option(help="fedavg or fednova.")] = None,
     method: Annotated[str | None, typer.Option(help="neuroflux, backprop-all or backprop-fitting.")] = None,
     head: Annotated[str | None, typer.Option(help="conv or pooled.")] = None,
-    reach: Annotated[int | None, typer.Option(help="Units that one gradient passes through, at most.")] = None,
+    reach: Annotated[
+        int | None, typer.Option(help="Units that one gradient passes through, at most; 0: as memory allows.")
+    ] = None,
     cohort: Annotated[int | None, typer.Option(help="Devices drawn for a round; 0 takes all.")] = None,
     train_limit: Annotated[int | None, typer.Option(help="Use this many training images; 0 uses all.")] = None,
     test_limit: Annotated[int | None, typer.Option(help="Use this many test images; 0 uses all.")] = None,

@@ -45,7 +45,9 @@ def train(
     head_rule: Annotated[str, typer.Option(help="adaptive or fixed number of filters.")] = "adaptive",
     head_filters: Annotated[int, typer.Option(help="Filters of a head; adaptive: the most allowed.")] = 64,
     planner: Annotated[str, typer.Option(help="fastest or threshold.")] = "fastest",
-    reach: Annotated[int, typer.Option(help="Units that one gradient passes through, at most.")] = 1,
+    reach: Annotated[
+        int, typer.Option(help="Units that one gradient passes through, at most; 0: as memory allows.")
+    ] = 1,
     maximum_batch: Annotated[int, typer.Option(help="Largest batch size.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="At batch 64; grows linearly with the batch.")] = 0.05,
     patience: Annotated[int, typer.Option(help="Epochs without improvement that end a block.")] = 3,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
 
 from neuroflux_fl.errors import BudgetError, UsageError
 from neuroflux_fl.machine_speed import MachineSpeed
-from neuroflux_fl.plan import Block, Window
+from neuroflux_fl.plan import Block, Plan, Window
 from neuroflux_fl.planning import (
     PlannerSettings,
     backpropagation_minimum,
@@ -179,6 +180,50 @@ def test_windows_grow_with_the_budget_up_to_the_reach() -> None:
     assert reaches(2000) == [2, 1, 1]
 
 
+AUTO = PlannerSettings(reach=0, useful_batch=6, margin=0, slack_bytes=0, window_slack_bytes=0, maximum_batch=64)
+LONG = [
+    *UNITS[:3], (300, 100, 200, 2e6, 1000), (300, 100, 200, 2e6, 300), (300, 100, 200, 2e6, 1000), *UNITS[3:],
+]  # fmt: skip
+
+
+def windows_of(plan: Plan) -> list[Window]:
+    return [window for block in plan.blocks for window in block.windows]
+
+
+def test_reach_by_memory_has_fewer_windows_with_every_larger_budget_until_it_is_backpropagation() -> None:
+    profile = make_profile(LONG, len(LONG))
+    plans = [plan_units(profile, budget, AUTO) for budget in range(5000, 20_000, 173)]
+    counts = [len(windows_of(plan)) for plan in plans]
+
+    assert counts == sorted(counts, reverse=True)
+    assert {1, 2, 3, 4} <= set(counts)
+    assert plan_units(profile, None, AUTO).blocks == plan_backpropagation(profile, None, AUTO).blocks
+    smallest = AUTO.with_margin(profile.whole.peak_bytes(6))
+    assert len(windows_of(plan_units(profile, smallest, AUTO))) == 1
+    assert len(windows_of(plan_units(profile, smallest - 1, AUTO))) == 2
+
+
+def test_reach_by_memory_never_goes_below_the_useful_batch_nor_above_the_budget() -> None:
+    profile = make_profile(LONG, len(LONG))
+    settings = replace(AUTO, margin=0.02, slack_bytes=100, window_slack_bytes=7)
+    for budget in range(1100, 30_000, 311):
+        plan = plan_units(profile, budget, settings)
+        trained = [unit for block in plan.blocks for unit in block.units]
+        assert plan.predicted_peak_bytes <= budget
+        assert sorted([*trained, *plan.untrained_units]) == list(range(len(LONG)))
+        assert plan.untrained_units == plan_units(profile, budget, replace(settings, reach=1)).untrained_units
+        for block in plan.blocks:
+            fits = [profile.windows[window].largest_batch(settings.available(budget)) for window in block.windows]
+            # Only single units that do not fit at the useful batch are trained with a smaller one.
+            assert block.batch_size >= 6 or (max(fits) < 6 and all(window.reach == 1 for window in block.windows))
+
+
+def test_a_useful_batch_beyond_the_largest_allowed_is_the_largest_allowed() -> None:
+    plan = plan_units(make_profile(UNITS, 5), None, replace(AUTO, useful_batch=100, maximum_batch=4))
+
+    assert [(block.windows, block.batch_size) for block in plan.blocks] == [((Window(first_unit=0, last_unit=4),), 4)]
+
+
 def test_a_unit_that_does_not_fit_is_left_out_and_the_others_are_planned() -> None:
     # The first unit needs 910 bytes at batch 2, the last 4000.
     early = [(100, 50, 4000, 3e6, 4000), *UNITS[1:]]
@@ -259,7 +304,8 @@ def test_learning_rate_grows_with_the_batch_up_to_a_cap() -> None:
     ("options", "message"),
     [
         ({"planner": "slowest"}, "Planner 'slowest' is unknown"),
-        ({"reach": 0}, "Reach 0"),
+        ({"reach": -1}, "Reach -1"),
+        ({"useful_batch": 0}, "Useful batch 0"),
         ({"rho": 1.5}, r"Rho 1\.5"),
         ({"minimum_batch": 0}, "Batch sizes 0 to 256"),
         ({"minimum_batch": 9, "maximum_batch": 8}, "Batch sizes 9 to 8"),

@@ -95,6 +95,28 @@ def test_profile_of_a_network_has_every_window_up_to_the_reach(small_network: Lo
     assert pair.peak_bytes(64) < profile.unit(0).peak_bytes(64) + profile.unit(1).peak_bytes(64)
 
 
+def test_with_reach_zero_other_windows_are_traced_when_they_are_first_asked_for(
+    small_network: LocalNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced: list[Window] = []
+
+    def trace(network: LocalNetwork, window: Window, settings: OptimizerSettings) -> WindowProfile:
+        traced.append(window)
+        return trace_window(network, window, settings)
+
+    monkeypatch.setattr(profiling, "trace_window", trace)
+    pair = Window(first_unit=0, last_unit=1)
+
+    profile = profile_network(small_network, speed=SPEED, reach=0)
+    measured = measure_profile(
+        small_network, profile, windows=[], available_bytes=0, maximum_batch=8, minimum_batch=2, device=CPU
+    )
+    assert (len(traced), pair in traced) == (4, False)
+    assert profile.windows[pair] is profile.windows[pair]
+    assert measured.windows[pair] == profile_network(small_network, speed=SPEED, reach=2).windows[pair]
+    assert traced.count(pair) == 2, "once for each profile"
+
+
 def test_real_steps_keep_times_and_raise_the_lines_to_what_was_seen(
     small_network: LocalNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,7 +101,7 @@ def test_whole_number_will_do_for_a_fraction() -> None:
         ("cache-quota", "lots"),
         ("head", "cone"),
         ("planner", "slowest"),
-        ("reach", 0),
+        ("reach", -1),
         ("rho", 2.0),
         ("learning-rate", 0.0),
         ("views", 0),
