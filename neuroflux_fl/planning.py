@@ -238,15 +238,14 @@ def _by_smallest_batch(
 ) -> list[tuple[list[Window], int]]:
     """Neighbours with the smallest batch that their blocks may have.
 
-    With reach 0, windows that fit at the useful batch do not share a block in which they no longer would.
+    With reach 0 no window trades a useful batch for speed: neither in a block shared with others, nor alone.
     """
     if settings.reach != 0:
         return [(list(windows), settings.minimum_batch)]
     available, useful = settings.available(budget_bytes), _useful_batch(settings)
     groups: list[tuple[list[Window], int]] = []
     for window in windows:
-        fits = _window_profile(profile, window).largest_batch(available) >= useful
-        smallest = useful if fits else settings.minimum_batch
+        smallest = min(useful, _window_profile(profile, window).largest_batch(available))
         if groups and groups[-1][1] == smallest:
             groups[-1][0].append(window)
         else:

@@ -214,8 +214,8 @@ def test_reach_by_memory_never_goes_below_the_useful_batch_nor_above_the_budget(
         assert plan.untrained_units == plan_units(profile, budget, replace(settings, reach=1)).untrained_units
         for block in plan.blocks:
             fits = [profile.windows[window].largest_batch(settings.available(budget)) for window in block.windows]
-            # Only single units that do not fit at the useful batch are trained with a smaller one.
-            assert block.batch_size >= 6 or (max(fits) < 6 and all(window.reach == 1 for window in block.windows))
+            assert block.batch_size >= min(6, *fits)
+            assert all(fit >= 6 or window.reach == 1 for fit, window in zip(fits, block.windows, strict=True))
 
 
 def test_a_useful_batch_beyond_the_largest_allowed_is_the_largest_allowed() -> None:
