@@ -80,7 +80,7 @@ class Device:
         with trainer.stopwatch.running("profile"):
             profile = run_profile(self.config, self.identity.device)
         settings = trainer.planner
-        backprop = settings.with_margin(profile.whole.peak_bytes(_USEFUL_BATCH))
+        backprop = settings.with_margin(profile.whole.peak_bytes(_USEFUL_BATCH), profile.whole.window.reach)
         return Capabilities(
             device_class=self.identity.device_class,
             memory_budget_bytes=self.identity.budget_bytes,

@@ -44,7 +44,7 @@ class PlannerSettings:
     slack_bytes: int = 1280 * KIB
     """Bytes kept free beside the margin: just-in-time kernels and the allocator's rounding."""
     window_slack_bytes: int = 192 * KIB
-    """Bytes more for every window of a block: each has kernels of its own."""
+    """Bytes more for every unit in a block's windows: each has kernels of its own."""
 
     def __post_init__(self) -> None:
         if self.planner not in PLANNERS:
@@ -69,18 +69,18 @@ class PlannerSettings:
         """Linear scaling with the batch size, capped."""
         return min(self.maximum_learning_rate, self.learning_rate * batch_size / self.reference_batch)
 
-    def with_margin(self, peak_bytes: float, windows: int = 1) -> int:
-        """Predicted peak of a block: what the profile says, margin and slack added."""
-        return int(peak_bytes * (1 + self.margin)) + self.slack_bytes + windows * self.window_slack_bytes
+    def with_margin(self, peak_bytes: float, units: int = 1) -> int:
+        """Predicted peak of a block of so many units: what the profile says, margin and slack added."""
+        return int(peak_bytes * (1 + self.margin)) + self.slack_bytes + units * self.window_slack_bytes
 
-    def available(self, budget_bytes: int | None, windows: int = 1) -> float:
+    def available(self, budget_bytes: int | None, units: int = 1) -> float:
         """The opposite of ``with_margin``: what the profile's figures may add up to. A large number for no limit."""
         if budget_bytes is None:
             return _NO_LIMIT
-        room = budget_bytes - self.slack_bytes - windows * self.window_slack_bytes
+        room = budget_bytes - self.slack_bytes - units * self.window_slack_bytes
         peak = max(0, math.ceil((room + 1) / (1 + self.margin)))
         # Exactly the opposite, so that a budget which an error message names really does.
-        while peak > 0 and self.with_margin(peak, windows) > budget_bytes:
+        while peak > 0 and self.with_margin(peak, units) > budget_bytes:
             peak -= 1
         return peak
 
@@ -101,7 +101,7 @@ def plan_units(
         BudgetError: no unit of the range fits; the message names the budget that would do.
     """
     last_unit = len(profile.units) - 1 if last_unit is None else last_unit
-    windows, untrained = _cut_windows(profile, settings.available(budget_bytes), settings, first_unit, last_unit)
+    windows, untrained = _cut_windows(profile, budget_bytes, settings, first_unit, last_unit)
     if not windows:
         needed = min(
             settings.with_margin(profile.unit(unit).peak_bytes(settings.minimum_batch))
@@ -152,7 +152,8 @@ def full_budget(profile: NetworkProfile, settings: PlannerSettings) -> int:
 
 def backpropagation_minimum(profile: NetworkProfile, settings: PlannerSettings) -> int:
     """The smallest budget under which backpropagation runs at the smallest batch."""
-    return settings.with_margin(profile.whole.peak_bytes(settings.minimum_batch))
+    whole = profile.whole
+    return settings.with_margin(whole.peak_bytes(settings.minimum_batch), whole.window.reach)
 
 
 def block_peak_bytes(profiles: Sequence[WindowProfile], batch_size: int) -> int:
@@ -169,7 +170,8 @@ def make_block(
 ) -> Block | None:
     """The block with the fastest batch size that fits, or None where the smallest does not fit."""
     profiles = [_window_profile(profile, window) for window in windows]
-    available = settings.available(budget_bytes, len(windows))
+    units = sum(window.reach for window in windows)
+    available = settings.available(budget_bytes, units)
     resident = sum(item.resident_bytes for item in profiles)
     largest = settings.maximum_batch
     for item in profiles:
@@ -186,21 +188,21 @@ def make_block(
         windows=windows,
         batch_size=batch_size,
         learning_rate=settings.learning_rate_at(batch_size),
-        predicted_peak_bytes=settings.with_margin(block_peak_bytes(profiles, batch_size), len(windows)),
+        predicted_peak_bytes=settings.with_margin(block_peak_bytes(profiles, batch_size), units),
         predicted_seconds_per_sample=seconds(batch_size) + _cache_seconds(profile, windows, settings),
     )
 
 
 def _cut_windows(
-    profile: NetworkProfile, available: float, settings: PlannerSettings, first: int, last: int
+    profile: NetworkProfile, budget_bytes: int | None, settings: PlannerSettings, first: int, last: int
 ) -> tuple[list[Window], tuple[int, ...]]:
     """Windows of up to ``reach`` units, shorter where a long one does not fit, and the units that do not fit."""
     if settings.reach == 0:
         useful = _useful_batch(settings)
         return fewest_windows(
             range(first, last + 1),
-            fits=lambda window: _window_profile(profile, window).largest_batch(available) >= useful,
-            trainable=lambda unit: profile.unit(unit).largest_batch(available) >= settings.minimum_batch,
+            fits=lambda window: _largest_batch(profile, window, budget_bytes, settings) >= useful,
+            trainable=lambda window: _largest_batch(profile, window, budget_bytes, settings) >= settings.minimum_batch,
             cut_costs=[unit.output_numbers for unit in profile.units],
         )
     windows: list[Window] = []
@@ -209,7 +211,7 @@ def _cut_windows(
     while unit <= last:
         for end in range(min(last, unit + settings.reach - 1), unit - 1, -1):
             window = Window(first_unit=unit, last_unit=end)
-            if _window_profile(profile, window).largest_batch(available) >= settings.minimum_batch:
+            if _largest_batch(profile, window, budget_bytes, settings) >= settings.minimum_batch:
                 windows.append(window)
                 unit = end + 1
                 break
@@ -242,10 +244,10 @@ def _by_smallest_batch(
     """
     if settings.reach != 0:
         return [(list(windows), settings.minimum_batch)]
-    available, useful = settings.available(budget_bytes), _useful_batch(settings)
+    useful = _useful_batch(settings)
     groups: list[tuple[list[Window], int]] = []
     for window in windows:
-        smallest = min(useful, _window_profile(profile, window).largest_batch(available))
+        smallest = min(useful, _largest_batch(profile, window, budget_bytes, settings))
         if groups and groups[-1][1] == smallest:
             groups[-1][0].append(window)
         else:
@@ -278,8 +280,7 @@ def _merge_by_threshold(
     current: Block | None = None
     first_batch = 0
     for window in windows:
-        available = settings.available(budget_bytes)
-        batch = min(settings.maximum_batch, _window_profile(profile, window).largest_batch(available))
+        batch = min(settings.maximum_batch, _largest_batch(profile, window, budget_bytes, settings))
         joined = make_block(profile, (*group, window), budget_bytes, settings) if group else None
         if joined is not None and abs(batch - first_batch) <= settings.rho * first_batch:
             group.append(window)
@@ -296,6 +297,10 @@ def _merge_by_threshold(
 
 def _window_profile(profile: NetworkProfile, window: Window) -> WindowProfile:
     return profile.whole if window == profile.whole.window else profile.windows[window]
+
+
+def _largest_batch(profile: NetworkProfile, window: Window, budget_bytes: int | None, settings: PlannerSettings) -> int:
+    return _window_profile(profile, window).largest_batch(settings.available(budget_bytes, window.reach))
 
 
 def _candidates(smallest: int, largest: int) -> list[int]:

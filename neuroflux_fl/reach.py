@@ -8,7 +8,7 @@ from neuroflux_fl.plan import Window
 
 
 def fewest_windows(
-    units: range, *, fits: Callable[[Window], bool], trainable: Callable[[int], bool], cut_costs: Sequence[float]
+    units: range, *, fits: Callable[[Window], bool], trainable: Callable[[Window], bool], cut_costs: Sequence[float]
 ) -> tuple[list[Window], tuple[int, ...]]:
     """Cut ``units`` into the fewest windows that fit, and among equally few where cutting costs least.
 
@@ -19,7 +19,7 @@ def fewest_windows(
         units: consecutive units.
         fits: whether a window fits at the useful batch. A window that does not fit is taken not to fit with an
             earlier start either: there is only more to keep.
-        trainable: whether a unit alone fits at the smallest batch; asked where it does not at the useful one.
+        trainable: whether a window of one unit fits at the smallest batch; asked where it does not at the useful one.
         cut_costs: by unit, what a cut after it costs: the numbers to cache and to run through a head.
 
     Returns:
@@ -40,9 +40,8 @@ def fewest_windows(
         # A shorter window can be the larger one, where its head is: every one that is chosen is asked for.
         if all(window.reach == 1 or asked(window) for window in windows):
             break
-    alone = {window.first_unit for window in windows if window.reach == 1}
-    untrained = tuple(unit for unit in units if unit in alone and not _fits_alone(unit, asked, trainable))
-    return [window for window in windows if window.first_unit not in untrained], untrained
+    untrained = [window for window in windows if window.reach == 1 and not asked(window) and not trainable(window)]
+    return [window for window in windows if window not in untrained], tuple(item.first_unit for item in untrained)
 
 
 def _furthest_ends(units: range, fits: Callable[[Window], bool]) -> dict[int, int]:
@@ -74,7 +73,3 @@ def _cheapest(units: range, ends: dict[int, int], refused: set[Window], cut_cost
             options.append((count + 1, cost + (cut_costs[end] if rest else 0.0), [window, *rest]))
         best[start] = min(options, key=lambda option: option[:2])
     return best[units[0]][2]
-
-
-def _fits_alone(unit: int, fits: Callable[[Window], bool], trainable: Callable[[int], bool]) -> bool:
-    return fits(Window(first_unit=unit, last_unit=unit)) or trainable(unit)

@@ -80,7 +80,7 @@ def prefix_version(device: Device, units: int, folder: Path, seed: int = 0) -> s
 
 def test_capabilities_are_those_of_profile_and_data(make_device: MakeDevice) -> None:
     profile = run_profile(CONFIG, CPU)
-    backprop = CONFIG.planner_settings(examples=50).with_margin(profile.whole.peak_bytes(8))
+    backprop = CONFIG.planner_settings(examples=50).with_margin(profile.whole.peak_bytes(8), profile.whole.window.reach)
 
     rich, poor = make_device(backprop).capabilities(), make_device(backprop - 1).capabilities()
 

@@ -91,7 +91,9 @@ def test_units_that_do_not_fit_at_the_useful_batch_stay_alone_or_out() -> None:
     def fits(item: Window) -> bool:
         return not {2, 4} & set(item.units)
 
-    windows, untrained = fewest_windows(range(7), fits=fits, trainable=lambda unit: unit == 2, cut_costs=[1.0] * 7)
+    windows, untrained = fewest_windows(
+        range(7), fits=fits, trainable=lambda item: item == window(2, 2), cut_costs=[1.0] * 7
+    )
 
     assert windows == [window(0, 1), window(2, 2), window(3, 3), window(5, 6)]
     assert untrained == (4,)
