@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from neuroflux_fl.errors import UsageError
+from neuroflux_fl.frugal_convolution import prepare_updates
 from neuroflux_fl.local_step import add_gradients, apply_gradients, make_optimizer, train_window
 from neuroflux_fl.plan import Block, Window
 from neuroflux_fl.sample_source import SampleSource
@@ -43,6 +44,9 @@ class BlockSteps:
             (window, [self._pairs[unit].unit for unit in window.units], self._pairs[window.last_unit].head)
             for window in block.windows
         ]
+        self._updates = [
+            prepare_updates(window, (*units, head), settings.optimizer) for window, units, head in self.windows
+        ]
         self._optimizers = [
             make_optimizer(
                 (p for module in (*units, head) for p in module.parameters()), settings.optimizer, block.learning_rate
@@ -69,9 +73,11 @@ class BlockSteps:
 
         With several pieces, gradients are added up over that many equal micro-batches before the weights move.
         """
-        for optimizer in self._optimizers:
+        for optimizer, updates in zip(self._optimizers, self._updates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            for update in updates:
+                update.learning_rate = rate
         if pieces == 1:
             return self._pass(inputs, batch, view, share=None)
         losses = [self._pass(inputs, piece, view, share=1 / pieces) for piece in np.split(batch, pieces)]

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from neuroflux_fl.errors import UsageError
 
+WHOLE, SLICED, SLICED_BFLOAT16 = UPDATES = ("whole", "sliced", "sliced-bfloat16")
+"""How large convolutions are updated. ``whole``: by the optimizer, from a whole gradient. ``sliced``: slice by slice
+while the gradient is made, so that there is never a whole one. ``sliced-bfloat16``: likewise, with narrow momentum."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
@@ -16,6 +20,8 @@ class Window:
     checkpoints: tuple[int, ...] = ()
     """Units, after the first, whose inputs are kept from the forward pass; what lies between two of them is computed
     again in the backward pass. Empty: every activation is kept."""
+    updates: str = WHOLE
+    """One of ``UPDATES``."""
 
     def __post_init__(self) -> None:
         inside = all(self.first_unit < unit <= self.last_unit for unit in self.checkpoints)
@@ -23,6 +29,13 @@ class Window:
             raise UsageError(
                 f"Checkpoints {self.checkpoints} of the window of units {self.first_unit} to {self.last_unit} are not "
                 "allowed: give rising numbers of units after its first one."
+            )
+        if self.updates not in UPDATES:
+            raise UsageError(f"Updates {self.updates!r} are unknown: choose one of {', '.join(UPDATES)}.")
+        if self.checkpoints and self.updates != WHOLE:
+            raise UsageError(
+                f"Updates {self.updates!r} do not go with checkpoints, which would compute again from moved weights: "
+                "choose one of the two."
             )
 
     @property
@@ -55,6 +68,10 @@ class Block:
         if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch_size:
             raise UsageError(
                 f"Micro-batch {self.micro_batch} is not allowed with batch {self.batch_size}: give 1 to the batch size."
+            )
+        if self.micro_batch is not None and any(window.updates != WHOLE for window in self.windows):
+            raise UsageError(
+                "Micro-batches add up whole gradients, which sliced updates never have: choose one of the two."
             )
 
     @property

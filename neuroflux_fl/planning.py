@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from neuroflux_fl.errors import BudgetError, UsageError
-from neuroflux_fl.plan import Block, Plan, Window
+from neuroflux_fl.plan import UPDATES, Block, Plan, Window
 from neuroflux_fl.profiling import NetworkProfile, WindowProfile
 from neuroflux_fl.reach import fewest_windows
 from neuroflux_fl.sizes import KIB, MIB, format_bytes
@@ -26,7 +26,8 @@ class PlannerSettings:
     reach: int = 1
     """Units in a window at most. 1 is NeuroFlux as published; 0 is as many as fit at ``useful_batch``."""
     useful_batch: int = 16
-    """Only for reach 0: memory beyond what this batch size needs is spent on longer windows."""
+    """A window that does not fit at this batch size gets sliced updates; with reach 0, memory beyond what it needs is
+    spent on longer windows."""
     rho: float = 0.4
     """Only for ``threshold``: units merge while their batch sizes differ by at most this share."""
     minimum_batch: int = 2
@@ -103,10 +104,7 @@ def plan_units(
     last_unit = len(profile.units) - 1 if last_unit is None else last_unit
     windows, untrained = _cut_windows(profile, budget_bytes, settings, first_unit, last_unit)
     if not windows:
-        needed = min(
-            settings.with_margin(profile.unit(unit).peak_bytes(settings.minimum_batch))
-            for unit in range(first_unit, last_unit + 1)
-        )
+        needed = min(_needed(profile, unit, settings) for unit in range(first_unit, last_unit + 1))
         raise BudgetError(
             f"Memory budget {format_bytes(budget_bytes or 0)} trains none of units {first_unit} to {last_unit}: the "
             f"smallest needs {format_bytes(needed)} at batch {settings.minimum_batch}. Raise the budget to "
@@ -139,15 +137,12 @@ def plan_backpropagation(profile: NetworkProfile, budget_bytes: int | None, sett
 
 def minimum_budget(profile: NetworkProfile, settings: PlannerSettings) -> int:
     """The smallest budget that trains the first unit, without which no exit is trained from end to end."""
-    return settings.with_margin(profile.unit(0).peak_bytes(settings.minimum_batch))
+    return _needed(profile, 0, settings)
 
 
 def full_budget(profile: NetworkProfile, settings: PlannerSettings) -> int:
     """The smallest budget that trains every unit."""
-    return max(
-        settings.with_margin(profile.unit(unit).peak_bytes(settings.minimum_batch))
-        for unit in range(len(profile.units))
-    )
+    return max(_needed(profile, unit, settings) for unit in range(len(profile.units)))
 
 
 def backpropagation_minimum(profile: NetworkProfile, settings: PlannerSettings) -> int:
@@ -199,26 +194,55 @@ def _cut_windows(
     """Windows of up to ``reach`` units, shorter where a long one does not fit, and the units that do not fit."""
     if settings.reach == 0:
         useful = _useful_batch(settings)
-        return fewest_windows(
+        windows, untrained = fewest_windows(
             range(first, last + 1),
             fits=lambda window: _largest_batch(profile, window, budget_bytes, settings) >= useful,
-            trainable=lambda window: _largest_batch(profile, window, budget_bytes, settings) >= settings.minimum_batch,
+            trainable=lambda window: _is_trainable(profile, window, budget_bytes, settings),
             cut_costs=[unit.output_numbers for unit in profile.units],
         )
-    windows: list[Window] = []
-    untrained: list[int] = []
+        return [_updated(profile, window, budget_bytes, settings) for window in windows], untrained
+    cut: list[Window] = []
+    left: list[int] = []
     unit = first
     while unit <= last:
         for end in range(min(last, unit + settings.reach - 1), unit - 1, -1):
             window = Window(first_unit=unit, last_unit=end)
-            if _largest_batch(profile, window, budget_bytes, settings) >= settings.minimum_batch:
-                windows.append(window)
+            if _is_trainable(profile, window, budget_bytes, settings):
+                cut.append(_updated(profile, window, budget_bytes, settings))
                 unit = end + 1
                 break
         else:
-            untrained.append(unit)
+            left.append(unit)
             unit += 1
-    return windows, tuple(untrained)
+    return cut, tuple(left)
+
+
+def _updated(profile: NetworkProfile, window: Window, budget_bytes: int | None, settings: PlannerSettings) -> Window:
+    """The window with whole updates where so a useful batch fits, else with those that allow the largest batch."""
+
+    def batch(way: Window) -> int:
+        return min(_useful_batch(settings), _largest_batch(profile, way, budget_bytes, settings))
+
+    return max(_ways(profile, window), key=batch)  # the first of equals: whole before sliced, exact before narrow
+
+
+def _ways(profile: NetworkProfile, window: Window) -> list[Window]:
+    """The window with every kind of updates that may make a difference."""
+    if profile.sliceable_units.isdisjoint(window.units):
+        return [window]
+    return [replace(window, updates=updates) for updates in UPDATES]
+
+
+def _is_trainable(profile: NetworkProfile, window: Window, budget_bytes: int | None, settings: PlannerSettings) -> bool:
+    ways = _ways(profile, window)
+    return any(_largest_batch(profile, way, budget_bytes, settings) >= settings.minimum_batch for way in ways)
+
+
+def _needed(profile: NetworkProfile, unit: int, settings: PlannerSettings) -> int:
+    """The smallest budget that trains a unit alone."""
+    ways = {_ways(profile, Window(first_unit=unit, last_unit=unit))[index] for index in (0, -1)}
+    smallest = min(_window_profile(profile, way).peak_bytes(settings.minimum_batch) for way in ways)
+    return settings.with_margin(smallest)
 
 
 def _contiguous_runs(windows: Sequence[Window]) -> list[list[Window]]:

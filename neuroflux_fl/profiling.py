@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory
+from neuroflux_fl.frugal_convolution import can_be_frugal
 from neuroflux_fl.heads import head_filters
 from neuroflux_fl.local_network import LocalNetwork
 from neuroflux_fl.local_step import OptimizerSettings
@@ -115,6 +116,8 @@ class NetworkProfile:
     whole: WindowProfile
     """One window over all units: backpropagation."""
     speed: MachineSpeed
+    sliceable_units: frozenset[int] = frozenset()
+    """Units with a convolution so large that sliced updates save memory; ``windows`` knows them so updated, too."""
 
     def unit(self, unit: int) -> WindowProfile:
         """The window that is this unit alone."""
@@ -145,8 +148,14 @@ def profile_network(
     ]
     whole = Window(first_unit=0, last_unit=count - 1)
 
+    alike: dict[Hashable, WindowProfile] = {}
+
     def trace(window: Window) -> WindowProfile:
-        return trace_window(WindowStep(network=network, window=window, optimizer=optimizer, compute=compute))
+        step = WindowStep(network=network, window=window, optimizer=optimizer, compute=compute)
+        key = _description(step)
+        if key not in alike:
+            alike[key] = trace_window(step)
+        return replace(alike[key], window=window)
 
     profiles = WindowTable(trace, {window: trace(window) for window in {*windows, whole}})
     units = []
@@ -161,7 +170,27 @@ def profile_network(
                 output_numbers=channels * height * width,
             )
         )
-    return NetworkProfile(units=tuple(units), windows=profiles, whole=profiles[whole], speed=speed)
+    return NetworkProfile(
+        units=tuple(units),
+        windows=profiles,
+        whole=profiles[whole],
+        speed=speed,
+        sliceable_units=frozenset(unit for unit in range(count) if _is_sliceable(network.chain.units[unit])),
+    )
+
+
+def _description(step: WindowStep) -> Hashable:
+    """Equal for windows that cost the same: deep networks repeat themselves, and a trace takes its time."""
+    window, network = step.window, step.network
+    modules = [*(network.chain.units[unit] for unit in window.units), network.heads[window.last_unit]]
+    known = all(type(part).__module__.startswith(("torch.", "torchvision.")) for m in modules for part in m.modules())
+    relative = tuple(unit - window.first_unit for unit in window.checkpoints)
+    shape = network.chain.input_shapes[window.first_unit]
+    return (repr(modules), shape, window.updates, relative) if known else window
+
+
+def _is_sliceable(module: nn.Module) -> bool:
+    return any(type(part) is nn.Conv2d and can_be_frugal(part) for part in module.modules())
 
 
 def trace_window(step: WindowStep) -> WindowProfile:

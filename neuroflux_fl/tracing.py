@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 _FLOAT_BYTES = 4
+_PACKED_BYTES, _PACKED_BYTES_PER_COLUMN = 512 * 1024, 768  # MKL's buffers for matrix products, fitted
 _LARGEST_BATCH = 256  # as far as batches go; a trace's rules must hold for all of them
 
 
@@ -35,6 +36,7 @@ class Trace:
     flops: float
     traffic_bytes: float
     operators: int
+    """Those that compute or copy; views are not counted."""
 
 
 def trace_step(build: Callable[[], tuple[nn.Module, Callable[[], None]]]) -> Trace:
@@ -65,6 +67,7 @@ class _StepTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._moments: list[int] = []
         self._tensors: list[int] = []
         self._flops = 0.0
+        self._operators = 0
         self._traffic = 0.0
 
     def trace(self) -> Trace:
@@ -73,7 +76,7 @@ class _StepTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tensor_bytes=tuple(self._tensors),
             flops=self._flops,
             traffic_bytes=self._traffic,
-            operators=len(self._tensors),
+            operators=self._operators,
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -85,6 +88,7 @@ class _StepTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._moments.extend(self._live + workspace for workspace in workspace_bytes(func, args, out))
         self._tensors.append(self._live)
         if fresh or func in _IN_PLACE:
+            self._operators += 1
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             self._traffic += sum(_tensor_bytes(tensor) for tensor in (*inputs, *outputs))
         count = flop_registry.get(func._overloadpacket)
@@ -108,7 +112,10 @@ class _StepTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live -= size
 
 
-_IN_PLACE = {aten.relu_.default, aten.add_.Tensor, aten.mul_.Tensor}
+_IN_PLACE = {
+    aten.relu_.default, aten.add_.Tensor, aten.mul_.Tensor, aten.copy_.default, aten.zero_.default, aten.addmm.out,
+    aten.mm.out, aten._fused_sgd_.default,
+}  # fmt: skip
 
 
 def workspace_bytes(func: Any, args: Any, out: Any) -> tuple[int, int]:
@@ -126,6 +133,9 @@ def workspace_bytes(func: Any, args: Any, out: Any) -> tuple[int, int]:
     elif func is aten.convolution_backward.default:
         results, images, weights = args[0], args[1], args[2]
         copies = _gradient_copies(images, weights, results)
+    elif func in (aten.addmm.out, aten.mm.out):
+        packed = _PACKED_BYTES + _PACKED_BYTES_PER_COLUMN * out.shape[1] * torch.get_num_threads()
+        return packed, packed
     else:
         return 0, 0
     if images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous():

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from neuroflux_fl.compute import ComputeSettings
+from neuroflux_fl.frugal_convolution import FrugalConv2d, prepare_updates
 from neuroflux_fl.local_network import LocalNetwork
 from neuroflux_fl.local_step import OptimizerSettings, add_gradients, make_optimizer, train_window
-from neuroflux_fl.plan import Window
+from neuroflux_fl.plan import SLICED_BFLOAT16, Window
 from neuroflux_fl.unit_chain import empty_copy
 
 
@@ -28,15 +29,20 @@ class WindowStep:
 
     def resident_bytes(self) -> int:
         """Weights, buffers and optimizer state: what stays between steps."""
-        modules = self._modules()
-        weights = sum(4 * part.numel() for module in modules for part in (*module.parameters(), *module.buffers()))
-        momentum = sum(4 * parameter.numel() for module in modules for parameter in module.parameters())
-        return weights + (momentum if self.optimizer.momentum else 0)
+        modules = nn.ModuleList(empty_copy(module) for module in self._modules())
+        prepare_updates(self.window, modules, self.optimizer)
+        weights = sum(4 * part.numel() for part in (*modules.parameters(), *modules.buffers()))
+        if not self.optimizer.momentum:
+            return weights
+        narrow = self.window.updates == SLICED_BFLOAT16
+        saved = sum(part.weight.nbytes // 2 for part in modules.modules() if narrow and isinstance(part, FrugalConv2d))
+        return weights + sum(parameter.nbytes for parameter in modules.parameters()) - saved
 
     def build(self, batch: int, device: torch.device) -> tuple[nn.Module, Callable[[], None]]:
         """Modules with uninitialised weights on ``device``, and a step of ``batch`` samples; the first call of the
         step also makes the optimizer's state."""
         modules = [self.compute.arrange(empty_copy(module, device)) for module in self._modules()]
+        prepare_updates(self.window, modules, self.optimizer)
         optimizer = make_optimizer((p for module in modules for p in module.parameters()), self.optimizer, 1e-4)
         shape = self.network.chain.input_shapes[self.window.first_unit]
         checkpoints = [unit - self.window.first_unit for unit in self.window.checkpoints]

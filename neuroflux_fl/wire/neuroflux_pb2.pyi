@@ -31,17 +31,21 @@ class Window(_message.Message):
 
     FIRST_UNIT_FIELD_NUMBER: _builtins.int
     LAST_UNIT_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
     first_unit: _builtins.int
     last_unit: _builtins.int
+    updates: _builtins.str
+    """whole, sliced or sliced-bfloat16; empty: whole."""
     def __init__(
         self,
         *,
         first_unit: _builtins.int = ...,
         last_unit: _builtins.int = ...,
+        updates: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_unit", b"first_unit", "last_unit", b"last_unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_unit", b"first_unit", "last_unit", b"last_unit", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from neuroflux_fl.errors import WireError
-from neuroflux_fl.plan import Block, Plan, Window
+from neuroflux_fl.plan import UPDATES, WHOLE, Block, Plan, Window
 from neuroflux_fl.wire import neuroflux_pb2 as pb
 from neuroflux_fl.wire.checks import check_count, check_distinct_units, check_number, check_range, check_size
 
@@ -59,7 +59,10 @@ def _check_block(field: str, block: Block) -> None:
 
 def _block_to_proto(block: Block) -> pb.Block:
     return pb.Block(
-        windows=[pb.Window(first_unit=window.first_unit, last_unit=window.last_unit) for window in block.windows],
+        windows=[
+            pb.Window(first_unit=window.first_unit, last_unit=window.last_unit, updates=window.updates)
+            for window in block.windows
+        ],
         batch_size=block.batch_size,
         learning_rate=block.learning_rate,
         predicted_peak_bytes=block.predicted_peak_bytes,
@@ -69,9 +72,16 @@ def _block_to_proto(block: Block) -> pb.Block:
 
 def _block_from_proto(message: pb.Block) -> Block:
     return Block(
-        windows=tuple(Window(first_unit=window.first_unit, last_unit=window.last_unit) for window in message.windows),
+        windows=tuple(_window_from_proto(window) for window in message.windows),
         batch_size=message.batch_size,
         learning_rate=message.learning_rate,
         predicted_peak_bytes=message.predicted_peak_bytes,
         predicted_seconds_per_sample=message.predicted_seconds_per_sample,
     )
+
+
+def _window_from_proto(message: pb.Window) -> Window:
+    updates = message.updates or WHOLE
+    if updates not in UPDATES:
+        raise WireError(f"plan has a window with updates {updates!r}: choose one of {', '.join(UPDATES)}.")
+    return Window(first_unit=message.first_unit, last_unit=message.last_unit, updates=updates)

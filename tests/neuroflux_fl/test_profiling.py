@@ -100,9 +100,9 @@ def test_with_reach_zero_other_windows_are_traced_when_they_are_first_asked_for(
 ) -> None:
     traced: list[Window] = []
 
-    def trace(network: LocalNetwork, window: Window, settings: OptimizerSettings) -> WindowProfile:
-        traced.append(window)
-        return trace_window(network, window, settings)
+    def trace(step: WindowStep) -> WindowProfile:
+        traced.append(step.window)
+        return trace_window(step)
 
     monkeypatch.setattr(profiling, "trace_window", trace)
     pair = Window(first_unit=0, last_unit=1)

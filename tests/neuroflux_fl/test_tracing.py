@@ -84,7 +84,8 @@ def test_nothing_of_a_trace_is_allocated() -> None:
     trace = traced(network, 0, 4096)
 
     assert max(trace.live_bytes) > 100 * 2**30, "more than this machine has"
-    assert len(trace.live_bytes) == 2 * len(trace.tensor_bytes) == 2 * trace.operators
+    assert len(trace.live_bytes) == 2 * len(trace.tensor_bytes)
+    assert 20 < trace.operators < len(trace.tensor_bytes), "views are no work"
 
 
 def test_a_convolutions_workspace_is_a_copy_of_weights_or_images() -> None:

@@ -1,0 +1,286 @@
+"""Train large convolutions with no gradient and no reordered copy of their weights: weights, momentum, one slice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from neuroflux_fl.local_step import OptimizerSettings
+from neuroflux_fl.plan import SLICED, SLICED_BFLOAT16, WHOLE, Window
+
+_Geometry = tuple[tuple[int, int], tuple[int, int]]  # stride, padding
+
+SLICE_BYTES = 512 * 1024
+"""Weights, and their change, that are worked on at a time."""
+
+SMALLEST_BYTES = 1024 * 1024
+"""Smaller weights stay as they are: they are not what a unit's memory goes to."""
+
+
+class WeightUpdate:
+    """Stochastic gradient descent on one weight, applied slice by slice during the backward pass itself.
+
+    The rule is ``torch.optim.SGD``'s: ``velocity = momentum * velocity + gradient + decay * weight``, then ``weight -=
+    learning_rate * velocity``. With float32 velocity the product that makes the gradient adds straight into it, so
+    that not even a slice of the gradient exists. With bfloat16 velocity a slice is widened, updated, and rounded back.
+    """
+
+    def __init__(
+        self, settings: OptimizerSettings, *, learning_rate: float = 0.0, momentum_dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.settings = settings
+        self.learning_rate = learning_rate
+        """Read at every backward pass: set it before."""
+        self.momentum_dtype = momentum_dtype
+        self.velocity: Tensor | None = None
+        """``(outputs, inputs * kernel)``, made at the first update; None without momentum."""
+        self._scratch: Tensor | None = None
+
+    def apply(self, weight: Tensor, columns: slice, errors: Tensor, images: Tensor) -> None:
+        """Move ``weight[:, columns]``, whose gradient is ``errors @ images.T``.
+
+        Args:
+            weight: ``(outputs, inputs * kernel)``, float32, changed in place.
+            columns: the slice to move.
+            errors: ``(outputs, positions)``, gradient of the loss by the convolution's output.
+            images: ``(width of the slice, positions)``.
+        """
+        momentum, decay = self.settings.momentum, self.settings.weight_decay
+        part = weight[:, columns]
+        if momentum == 0:
+            _add_product(part, errors, images.T, keep=1 - self.learning_rate * decay, scale=-self.learning_rate)
+            return
+        if self.velocity is None:
+            self.velocity = torch.zeros_like(weight, dtype=self.momentum_dtype)
+        kept = self.velocity[:, columns]
+        velocity = kept if kept.dtype == weight.dtype else self._widened(kept)
+        _add_product(velocity, errors, images.T, keep=momentum)
+        velocity.add_(part, alpha=decay)
+        part.add_(velocity, alpha=-self.learning_rate)
+        if velocity is not kept:
+            kept.copy_(velocity)
+
+    def end(self) -> None:
+        """Let go of the scratch that the slices of one backward pass share."""
+        self._scratch = None
+
+    def _widened(self, kept: Tensor) -> Tensor:
+        if self._scratch is None:
+            self._scratch = torch.empty_like(kept, dtype=torch.float32)  # the first slice is as wide as any
+        return self._scratch[:, : kept.shape[1]].copy_(kept)
+
+
+class FrugalConv2d(nn.Conv2d):
+    """A convolution whose weight moves during ``backward`` and never has a gradient; made by ``make_frugal``.
+
+    One backward pass is one step, so gradients cannot be accumulated over several. Autograd refuses with "modified by
+    an inplace operation" where a weight would be used twice in one step. The bias has an ordinary gradient.
+    """
+
+    update: WeightUpdate
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        geometry = cast(_Geometry, (self.stride, self.padding))
+        output = _Convolve.apply(input, weight, bias, self.update, geometry)  # type: ignore[no-untyped-call]
+        return cast(Tensor, output)
+
+
+MOMENTUM_DTYPES = {SLICED: torch.float32, SLICED_BFLOAT16: torch.bfloat16}
+
+
+def make_frugal(
+    module: nn.Module,
+    settings: OptimizerSettings,
+    *,
+    smallest_bytes: int = SMALLEST_BYTES,
+    momentum_dtype: torch.dtype = torch.float32,
+) -> list[WeightUpdate]:
+    """Turn, in place, each large enough convolution in ``module`` into a ``FrugalConv2d``.
+
+    Parameters and their names stay, except that a channels_last weight is replaced by one in the usual layout, which
+    slices need. An ordinary optimizer may hold all of the module's parameters: it never sees a gradient of these
+    weights, so it neither moves them nor keeps state for them.
+
+    Args:
+        module: may be a convolution itself.
+        settings: momentum and weight decay.
+        smallest_bytes: weights below this stay as they are, as do grouped, dilated and not zero-padded convolutions.
+        momentum_dtype: float32, or bfloat16 for half the bytes.
+
+    Returns:
+        The updates, to be given a learning rate before each step.
+    """
+    updates = []
+    for part in module.modules():
+        if type(part) is nn.Conv2d and can_be_frugal(part, smallest_bytes):
+            part.__class__ = FrugalConv2d
+            frugal = cast(FrugalConv2d, part)
+            if not frugal.weight.is_contiguous():
+                usual = frugal.weight.detach().contiguous()
+                frugal.weight = nn.Parameter(usual, requires_grad=frugal.weight.requires_grad)
+            frugal.update = WeightUpdate(settings, momentum_dtype=momentum_dtype)
+            updates.append(frugal.update)
+    return updates
+
+
+def prepare_updates(window: Window, modules: Iterable[nn.Module], settings: OptimizerSettings) -> list[WeightUpdate]:
+    """``make_frugal`` for the modules of a window, as its ``updates`` say."""
+    if window.updates == WHOLE:
+        return []
+    momentum_dtype = MOMENTUM_DTYPES[window.updates]
+    return [update for module in modules for update in make_frugal(module, settings, momentum_dtype=momentum_dtype)]
+
+
+def can_be_frugal(convolution: nn.Conv2d, smallest_bytes: int = SMALLEST_BYTES) -> bool:
+    """Whether ``make_frugal`` would take this convolution."""
+    return (
+        convolution.weight.nbytes >= smallest_bytes
+        and convolution.weight.dtype == torch.float32
+        and convolution.groups == 1
+        and tuple(convolution.dilation) == (1, 1)
+        and convolution.padding_mode == "zeros"
+        and not isinstance(convolution.padding, str)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """Some input channels, and the columns of the weight matrix that belong to them."""
+
+    channels: slice
+    columns: slice
+
+
+class _Patches:
+    """Patches of images as a matrix ``(channels * kernel, positions)``, for a slice of the channels at a time.
+
+    The samples are innermost, so that copies run over long stretches and one product serves the whole batch. How the
+    channels are sliced depends on the weight alone: a slice's patches are not larger than the larger of the images
+    and the convolution's output, and a trace has the same operators at every batch size.
+    """
+
+    def __init__(self, images: Tensor, weight: Tensor, geometry: _Geometry) -> None:
+        self._images, (self._stride, padding) = images, geometry
+        outputs, self._channels, *self._kernel = weight.shape
+        self._area = self._kernel[0] * self._kernel[1]
+        samples, _, *sides = images.shape
+        padded = [side + 2 * pad for side, pad in zip(sides, padding, strict=True)]
+        positions = [(p - k) // s + 1 for p, k, s in zip(padded, self._kernel, self._stride, strict=True)]
+        self.output_shape = (outputs, *positions, samples)
+        fitting = min(SLICE_BYTES // (weight.element_size() * outputs), max(outputs, self._channels)) // self._area
+        step = math.ceil(self._channels / math.ceil(self._channels / max(1, fitting)))
+        self._inside = tuple(slice(pad, pad + side) for pad, side in zip(padding, sides, strict=True))
+        # Made once and used for every slice, views included; a last slice with fewer channels leaves a rest unread.
+        self._padded = weight.new_zeros((step, *padded, samples))
+        self._centre = self._padded[:, *self._inside]
+        self._windows = self._windows_of(self._padded)
+        self._patches = weight.new_empty(self._windows.shape)
+        self._matrix = self._patches.view(step * self._area, -1)
+        self._sums: Tensor | None = None
+        self._taps: list[tuple[Tensor, Tensor]] = []
+
+    def slices(self) -> Iterator[_Slice]:
+        """All input channels, piece by piece."""
+        step = len(self._padded)
+        for first in range(0, self._channels, step):
+            last = min(first + step, self._channels)
+            yield _Slice(slice(first, last), slice(first * self._area, last * self._area))
+
+    def buffer(self, part: _Slice) -> Tensor:
+        """The matrix of a slice, whatever is in it: ``(width of the slice, positions)``."""
+        return self._matrix[: part.columns.stop - part.columns.start]
+
+    def read(self, part: _Slice) -> Tensor:
+        """The matrix of a slice, filled with the images' patches."""
+        chosen = self._images[:, part.channels].permute(1, 2, 3, 0)
+        self._centre[: len(chosen)].copy_(chosen)
+        self._patches.copy_(self._windows)
+        return self.buffer(part)
+
+    def add_up(self, part: _Slice, gradient: Tensor) -> None:
+        """Sum what the buffer holds for each pixel into ``gradient[:, channels]``, which is shaped like the images."""
+        if self._sums is None:
+            self._sums = torch.empty_like(self._padded)
+            self._taps = [
+                (sums, patches)
+                for row, patch_row in zip(self._windows_of(self._sums).unbind(1), self._patches.unbind(1), strict=True)
+                for sums, patches in zip(row.unbind(1), patch_row.unbind(1), strict=True)
+            ]
+        self._sums.zero_()
+        for sums, patches in self._taps:
+            sums.add_(patches)
+        chosen = gradient[:, part.channels]
+        chosen.copy_(self._sums[: chosen.shape[1], *self._inside].permute(3, 0, 1, 2))
+
+    def _windows_of(self, padded: Tensor) -> Tensor:
+        """A view ``(channels, *kernel, *positions, samples)`` of padded images; patches overlap."""
+        windows = padded.unfold(1, self._kernel[0], self._stride[0]).unfold(2, self._kernel[1], self._stride[1])
+        return windows.permute(0, 4, 5, 1, 2, 3)
+
+
+class _Convolve(torch.autograd.Function):
+    """Convolution as matrix products over slices of the input channels.
+
+    A product with a slice reads the weight where it lies; the library packs it in pieces that fit its caches, where a
+    convolution kernel would make a second, blocked copy of it. Products are of float32 under autocast too: narrow ones
+    took 8 MiB of workspace (measured) and were not faster on these few positions.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any,
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        update: WeightUpdate,
+        geometry: _Geometry,
+    ) -> Tensor:
+        context.save_for_backward(images, weight)
+        context.update, context.geometry = update, geometry
+        with torch.autocast(images.device.type, enabled=False):
+            patches = _Patches(images, weight, geometry)
+            sums = weight.new_zeros(patches.output_shape).flatten(1)
+            if bias is not None:
+                sums.add_(bias[:, None])
+            matrix = weight.view(len(weight), -1)
+            for part in patches.slices():
+                _add_product(sums, matrix[:, part.columns], patches.read(part))
+            shape = patches.output_shape
+            del patches  # before the output is laid out anew, so that the two are not held together
+            channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            return _laid_out(sums.view(shape).permute(3, 0, 1, 2), images.dtype, layout)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight = context.saved_tensors
+        patches = _Patches(images, weight, context.geometry)
+        errors = _laid_out(gradient.permute(1, 2, 3, 0), weight.dtype).flatten(1)
+        bias_gradient = errors.sum(1) if context.needs_input_grad[2] else None
+        image_gradient = torch.empty_like(images) if context.needs_input_grad[0] else None
+        matrix = weight.view(len(weight), -1)
+        for part in patches.slices():
+            if image_gradient is not None:  # from the weights as they were in the forward pass
+                torch.mm(matrix[:, part.columns].T, errors, out=patches.buffer(part))
+                patches.add_up(part, image_gradient)
+            if context.needs_input_grad[1]:
+                context.update.apply(matrix, part.columns, errors, patches.read(part))
+        context.update.end()
+        return image_gradient, None, bias_gradient, None, None
+
+
+def _laid_out(tensor: Tensor, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """A copy that is no view; of a permuted tensor, ``Tensor.to`` may return the tensor itself."""
+    return torch.empty(tensor.shape, dtype=dtype, device=tensor.device, memory_format=layout).copy_(tensor)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, keep: float = 1, scale: float = 1) -> None:
+    """``total = keep * total + scale * left @ right``, in place."""
+    torch.addmm(total, left, right, beta=keep, alpha=scale, out=total)
