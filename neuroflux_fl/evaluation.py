@@ -51,8 +51,8 @@ def score_windows(
         for indices in split_in_order(count, batch_size):
             values = compute.place(source.read(indices, PLAIN_VIEW))
             labels = torch.from_numpy(source.labels[indices]).to(values.device)
-            with compute.running(values.device):
-                for window, units, head in windows:
+            for window, units, head in windows:
+                with compute.running(values.device):  # for each anew: it keeps narrow copies of all weights within
                     for unit in units:
                         values = unit(values)
                     correct[window.last_unit] += int((head(values).argmax(dim=1) == labels).sum())
