@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from neuroflux_fl.errors import UsageError
-from neuroflux_fl.heads import HeadSettings, build_head, describe_heads, head_filters, unit_activation_bytes
+from neuroflux_fl.heads import (
+    HEAD_KINDS,
+    HeadSettings,
+    build_head,
+    describe_heads,
+    head_filters,
+    unit_activation_bytes,
+)
 from neuroflux_fl.models import build_chain
 from neuroflux_fl.unit_chain import empty_copy
 
@@ -15,7 +22,7 @@ VGG = build_chain("vgg16", image_shape=(3, 32, 32), classes=10)
 
 
 def written_by_layers(head: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Bytes a sample of the outputs of convolutions and norms: what grows with image and filters."""
+    """Bytes a sample of the outputs of a first pooling, convolutions and norms: what grows with image and filters."""
     total = 0
 
     def count(_module: nn.Module, _inputs: object, output: Tensor) -> None:
@@ -23,14 +30,14 @@ def written_by_layers(head: nn.Module, shape: tuple[int, int, int]) -> int:
         total += 4 * output[0].numel()
 
     head = empty_copy(head)
-    for part in head.modules():
-        if isinstance(part, (nn.Conv2d, nn.BatchNorm2d)):
+    for position, part in enumerate(head.children()):
+        if position == 0 or isinstance(part, (nn.Conv2d, nn.BatchNorm2d)):
             part.register_forward_hook(count)
     head(torch.empty((2, *shape), device="meta"))
     return total
 
 
-@pytest.mark.parametrize("kind", ["conv", "pooled"])
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 @pytest.mark.parametrize(("share", "filters"), [(1.0, 64), (1.0, 100_000), (0.25, 64)])
 def test_adaptive_head_never_writes_more_than_its_share_of_the_unit(kind: str, share: float, filters: int) -> None:
     settings = HeadSettings(kind=kind, share=share, filters=filters)
@@ -62,7 +69,7 @@ def test_fixed_rule_gives_the_same_filters_everywhere_and_the_last_head_is_the_c
     assert describe_heads(VGG, settings, "batch")[-1] is VGG.classifier
 
 
-@pytest.mark.parametrize("kind", ["conv", "pooled"])
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_heads_of_all_units_give_class_scores_and_leave_their_input_alone(kind: str, norm: str) -> None:
     chain = build_chain("vgg11", image_shape=(1, 32, 32), classes=7, norm=norm, width=0.25)
@@ -74,6 +81,31 @@ def test_heads_of_all_units_give_class_scores_and_leave_their_input_alone(kind: 
         before = features.clone()
         assert head(features).shape == (2, 7)
         assert torch.equal(features, before)
+
+
+def test_compact_and_separable_heads_work_no_more_on_large_maps_and_compact_is_conv_on_small_ones() -> None:
+    def multiplications(kind: str, shape: tuple[int, int, int]) -> int:
+        head = empty_copy(build_head(shape, 10, 64, kind, "batch"))
+        total = 0
+
+        def count(convolution: nn.Module, _inputs: object, output: Tensor) -> None:
+            nonlocal total
+            assert isinstance(convolution, nn.Conv2d)
+            total += output[0].numel() * convolution.weight[0].numel()
+
+        for part in head.modules():
+            if isinstance(part, nn.Conv2d):
+                part.register_forward_hook(count)
+        head(torch.empty((2, *shape), device="meta"))
+        return total
+
+    for kind in ("compact", "separable"):
+        assert multiplications(kind, (64, 32, 32)) == multiplications(kind, (64, 8, 8))
+    assert multiplications("compact", (64, 32, 32)) * 16 == multiplications("conv", (64, 32, 32))
+    assert multiplications("separable", (256, 4, 4)) == 16 * (256 * 9 + 256 * 64)
+    assert repr(build_head((256, 4, 8), 10, 64, "compact", "group")) == repr(
+        build_head((256, 4, 8), 10, 64, "conv", "group")
+    )
 
 
 @pytest.mark.parametrize(
