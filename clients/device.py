@@ -17,6 +17,7 @@ from clients.state_lock import state_folder_in_use
 from clients.task_journal import TaskJournal, TaskProgress, stored_digest, task_key
 from clients.task_weights import Arrays, coded_updates, receive_weights
 from neuroflux_fl.block_training import BlockResult
+from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.device_memory import limit_cuda_memory
 from neuroflux_fl.device_training import CacheSettings, DeviceTrainer
 from neuroflux_fl.errors import BudgetError
@@ -52,12 +53,15 @@ def machine_speed(device: torch.device) -> MachineSpeed:
 def run_profile(config: RunConfig, device: torch.device) -> NetworkProfile:
     """Traced once in each process."""
     speed = machine_speed(device) if config.measure_speed else MachineSpeed()
-    return _profile(run_network(config), config.reach, config.train_settings().optimizer, speed)
+    settings = config.train_settings()
+    return _profile(run_network(config), config.reach, settings.optimizer, settings.compute, speed)
 
 
 @lru_cache(maxsize=4)
-def _profile(network: LocalNetwork, reach: int, optimizer: OptimizerSettings, speed: MachineSpeed) -> NetworkProfile:
-    return profile_network(network, speed=speed, reach=reach, optimizer=optimizer)
+def _profile(
+    network: LocalNetwork, reach: int, optimizer: OptimizerSettings, compute: ComputeSettings, speed: MachineSpeed
+) -> NetworkProfile:
+    return profile_network(network, speed=speed, reach=reach, optimizer=optimizer, compute=compute)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,9 @@ class TrainSettings:
     """Epochs without a better validation accuracy of the block's last exit, after which the block is done. None trains
     all epochs and spends no time on scores between them."""
     minimum_improvement: float = 0.001
+    depth_patience: int | None = None
+    """Finished blocks in a row without a better validation accuracy, after which the rest of the network is not trained
+    at all: more depth no longer pays. None, or no ``patience``, trains every block."""
     warmup_share: float = 0.1
     """Share of all steps in which the learning rate rises from near zero."""
     final_rate_share: float = 0.05
@@ -47,7 +50,12 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("Epochs", self.epochs), ("Patience", self.patience), ("Views", self.views)):
+        for name, value in (
+            ("Epochs", self.epochs),
+            ("Patience", self.patience),
+            ("Views", self.views),
+            ("Depth patience", self.depth_patience),
+        ):
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value} is too small: give at least 1.")
         if not 0 <= self.warmup_share < 1 or not 0 <= self.final_rate_share <= 1:

@@ -57,6 +57,8 @@ class TrainingResult:
     forward_peak_bytes: int | None
     """Peak of running frozen units forward into the cache, between blocks."""
     deadline_reached: bool
+    deep_enough: bool = False
+    """Blocks are left because more depth no longer paid."""
 
 
 Progress = Callable[[Block, int, float, Score | None], None]
@@ -182,6 +184,10 @@ class DeviceTrainer:
             results.append(result)
             if on_block is not None:
                 on_block(result)
+            if _is_deep_enough(results, settings) and block is not plan.blocks[-1]:
+                return TrainingResult(
+                    blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=False, deep_enough=True
+                )
         return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=False)
 
     def score_exits(self, first_unit: int, last_unit: int, *, data: LabelledImages | None = None) -> dict[int, Score]:
@@ -209,3 +215,12 @@ class DeviceTrainer:
             if start not in (0, cut, keep):
                 self.cache.remove_all([*self._train_flow.keys(start), *self._validation_flow.keys(start)])
         return inputs, validation, meter.peak_bytes()
+
+
+def _is_deep_enough(results: Sequence[BlockResult], settings: TrainSettings) -> bool:
+    """Whether the last ``depth_patience`` blocks brought no better exit than there was before them."""
+    best = [max((score.accuracy for score in result.validation.values()), default=0.0) for result in results]
+    patience = settings.depth_patience
+    if patience is None or settings.patience is None or len(best) <= patience:
+        return False
+    return max(best[-patience:]) <= max(best[:-patience]) + settings.minimum_improvement

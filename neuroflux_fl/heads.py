@@ -21,7 +21,7 @@ _COMPACT_SIDE = 8
 class HeadSettings:
     """What heads look like; part of a fleet's configuration, because only equal heads can be averaged."""
 
-    kind: str = "conv"
+    kind: str = "compact"
     """``conv``: 3x3 convolution, norm, ReLU, pool to 2x2, linear. ``pooled``: average-pool to a quarter of the side
     first, then two 1x1 convolutions (DGL's "mlp-sr"). ``compact``: average-pool to at most 8x8 first, then as ``conv``:
     its accuracy for far fewer operations on large maps. ``separable``: likewise, with the 3x3 convolution depthwise and

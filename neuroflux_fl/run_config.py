@@ -11,6 +11,7 @@ from pathlib import Path
 
 from neuroflux_fl.activation_cache import PRECISIONS
 from neuroflux_fl.block_training import TrainSettings
+from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.data.description import DataDescription
 from neuroflux_fl.errors import ConfigError
 from neuroflux_fl.heads import HeadSettings
@@ -55,8 +56,8 @@ class RunConfig:
     """Of the pixels scaled to 0..1, a number for each channel, joined by commas."""
     std: str = ""
     """Likewise."""
-    head: str = "conv"
-    """conv or pooled."""
+    head: str = "compact"
+    """compact, conv, separable or pooled."""
     head_rule: str = "adaptive"
     """adaptive or fixed."""
     head_filters: int = 64
@@ -127,6 +128,10 @@ class RunConfig:
     """Threshold planner: how far batch sizes of merged units may differ."""
     measure_speed: bool = False
     """Devices plan with their own measured speed; off, plans are a function of the configuration alone."""
+    precision: str = "float32"
+    """What devices compute in: float32, bfloat16 or, on GPUs, float16. Weights are float32 in any case."""
+    channels_last: bool = False
+    """Devices keep images and activations channels last; which is faster depends on the device."""
     maximum_batch: int = 64
     """Largest batch size of any block."""
     learning_rate: float = 0.1
@@ -267,6 +272,7 @@ class RunConfig:
             final_rate_share=1.0,
             views=self.views,
             optimizer=OptimizerSettings(momentum=self.momentum, weight_decay=self.weight_decay),
+            compute=ComputeSettings(precision=self.precision, channels_last=self.channels_last),
             seed=self.seed,
         )
 

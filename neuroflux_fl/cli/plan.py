@@ -27,7 +27,9 @@ def plan(
     budget: Annotated[str, typer.Option(help="Memory for training, for example 64MiB, or none.")] = "64MiB",
     width: Annotated[float, typer.Option(help="Factor on the channels of a VGG.")] = 1.0,
     norm: Annotated[str, typer.Option(help="batch or group.")] = "batch",
-    head: Annotated[str, typer.Option(help="Kind of the auxiliary heads: conv or pooled.")] = "conv",
+    head: Annotated[
+        str, typer.Option(help="Kind of the auxiliary heads: compact, conv, separable or pooled.")
+    ] = "compact",
     head_rule: Annotated[str, typer.Option(help="adaptive or fixed number of filters.")] = "adaptive",
     head_filters: Annotated[int, typer.Option(help="Filters of a head; adaptive: the most allowed.")] = 64,
     planner: Annotated[str, typer.Option(help="fastest or threshold.")] = "fastest",
@@ -36,6 +38,8 @@ def plan(
     ] = 1,
     rho: Annotated[float, typer.Option(help="Threshold planner: how far merged batch sizes may differ.")] = 0.4,
     maximum_batch: Annotated[int, typer.Option(help="Largest batch size.")] = 256,
+    precision: Annotated[str, typer.Option(help="What to compute in: float32 or bfloat16.")] = "float32",
+    channels_last: Annotated[bool, typer.Option(help="Keep activations channels last; try which is faster.")] = False,
     method: Annotated[str, typer.Option(help="neuroflux or backprop.")] = "neuroflux",
     profile: Annotated[str, typer.Option(help="traced (runs nothing) or measured (runs real steps).")] = "traced",
     json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
@@ -59,6 +63,7 @@ def plan(
             norm=norm,
             head={"kind": head, "rule": head_rule, "filters": head_filters},
             planner={"planner": planner, "reach": reach, "rho": rho, "maximum_batch": maximum_batch},
+            compute={"precision": precision, "channels_last": channels_last},
             method=method,
             profile_mode=profile,
         )
@@ -78,6 +83,7 @@ def make_plan(
     norm: str,
     head: dict[str, Any],
     planner: dict[str, Any],
+    compute: dict[str, Any],
     method: str,
     profile_mode: str,
 ) -> dict[str, Any]:
@@ -85,6 +91,7 @@ def make_plan(
     import torch
 
     from neuroflux_fl.cli.profiles import make_profile
+    from neuroflux_fl.compute import ComputeSettings
     from neuroflux_fl.heads import HeadSettings
     from neuroflux_fl.local_network import build_network
     from neuroflux_fl.models import build_chain
@@ -95,7 +102,14 @@ def make_plan(
         settings = replace(settings, minimum_batch=1)
     chain = build_chain(model, image_shape=shape, classes=classes, norm=norm, width=width)
     network = build_network(chain, HeadSettings(**head), norm)
-    profile = make_profile(network, settings, budget_bytes, profile_mode, torch.device("cpu"))
+    profile = make_profile(
+        network,
+        settings,
+        budget_bytes,
+        profile_mode,
+        torch.device("cpu"),
+        compute=ComputeSettings(**compute),
+    )
     return {
         "model": model,
         "image": list(shape),

@@ -48,7 +48,7 @@ def simulate(
     schedule: Annotated[str | None, typer.Option(help="progressive (stage after stage) or joint.")] = None,
     aggregation: Annotated[str | None, typer.Option(help="fedavg or fednova.")] = None,
     method: Annotated[str | None, typer.Option(help="neuroflux, backprop-all or backprop-fitting.")] = None,
-    head: Annotated[str | None, typer.Option(help="conv or pooled.")] = None,
+    head: Annotated[str | None, typer.Option(help="compact, conv, separable or pooled.")] = None,
     reach: Annotated[
         int | None, typer.Option(help="Units that one gradient passes through, at most; 0: as memory allows.")
     ] = None,

@@ -41,7 +41,9 @@ def train(
     ] = 0,
     width: Annotated[float, typer.Option(help="Factor on the channels of a VGG.")] = 1.0,
     norm: Annotated[str, typer.Option(help="batch or group.")] = "batch",
-    head: Annotated[str, typer.Option(help="Kind of the auxiliary heads: conv or pooled.")] = "conv",
+    head: Annotated[
+        str, typer.Option(help="Kind of the auxiliary heads: compact, conv, separable or pooled.")
+    ] = "compact",
     head_rule: Annotated[str, typer.Option(help="adaptive or fixed number of filters.")] = "adaptive",
     head_filters: Annotated[int, typer.Option(help="Filters of a head; adaptive: the most allowed.")] = 64,
     planner: Annotated[str, typer.Option(help="fastest or threshold.")] = "fastest",
@@ -50,7 +52,12 @@ def train(
     ] = 1,
     maximum_batch: Annotated[int, typer.Option(help="Largest batch size.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="At batch 64; grows linearly with the batch.")] = 0.05,
+    precision: Annotated[str, typer.Option(help="What to compute in: float32 or bfloat16.")] = "float32",
+    channels_last: Annotated[bool, typer.Option(help="Keep activations channels last; try which is faster.")] = False,
     patience: Annotated[int, typer.Option(help="Epochs without improvement that end a block.")] = 3,
+    depth_patience: Annotated[
+        int, typer.Option(help="Blocks without a better exit after which deeper ones are left out; 0 trains all.")
+    ] = 2,
     views: Annotated[int, typer.Option(help="Cached views of the data; 1 is no augmentation.")] = 4,
     cache_quota: Annotated[str | None, typer.Option(help="Largest size of the cache, for example 500MiB.")] = None,
     cache_precision: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
@@ -76,6 +83,7 @@ def train(
 
     from neuroflux_fl.block_training import TrainSettings
     from neuroflux_fl.cli.profiles import make_profile
+    from neuroflux_fl.compute import ComputeSettings
     from neuroflux_fl.data import load_data, split_validation
     from neuroflux_fl.device_training import CacheSettings, DeviceData, DeviceTrainer
     from neuroflux_fl.errors import DataError, UsageError
@@ -101,7 +109,15 @@ def train(
     smallest = 1 if norm == "group" else 2
     if maximum_batch < smallest:
         raise UsageError(f"Maximum batch {maximum_batch} is too small: norm {norm!r} needs at least {smallest}.")
-    train_settings = TrainSettings(epochs=epochs, patience=patience, views=views, seed=seed)
+    compute = ComputeSettings(precision=precision, channels_last=channels_last)
+    train_settings = TrainSettings(
+        epochs=epochs,
+        patience=patience,
+        depth_patience=depth_patience or None,
+        views=views,
+        compute=compute,
+        seed=seed,
+    )
     if threads:
         torch.set_num_threads(threads)
     if out is not None:
@@ -130,7 +146,7 @@ def train(
         views=views,
     )
     profiling = time.perf_counter()
-    made = make_profile(network, settings, budget_bytes, profile, torch.device("cpu"), depth=depth)
+    made = make_profile(network, settings, budget_bytes, profile, torch.device("cpu"), depth=depth, compute=compute)
     plan = method_plan(made, budget_bytes, settings, method)
     profile_seconds = time.perf_counter() - profiling
     with tempfile.TemporaryDirectory(prefix="neuroflux-train-", dir=out) as folder:
@@ -188,7 +204,7 @@ def _summarise(
 ) -> dict[str, Any]:
     from neuroflux_fl.exits import choose_exit, exit_parameters
 
-    heads = sorted(window.last_unit for block in plan.blocks for window in block.windows)
+    heads = sorted(window.last_unit for done in result.blocks for window in done.block.windows)
     validation = trainer.score_exits(0, heads[-1])
     tested = trainer.score_exits(0, heads[-1], data=test)
     chosen = choose_exit({unit: validation[unit] for unit in heads}, tolerance)
@@ -202,7 +218,7 @@ def _summarise(
         for unit in heads
     ]
     fields = plan_fields(plan)
-    for row, block in zip(fields["blocks"], result.blocks, strict=True):
+    for row, block in zip(fields["blocks"], result.blocks, strict=False):  # deeper blocks may be left out
         row |= {
             "measured_peak_bytes": block.measured_peak_bytes,
             "final_batch_size": block.final_batch_size,
@@ -215,6 +231,7 @@ def _summarise(
         **fields,
         "exits": exits,
         "chosen_exit": next(row for row in exits if row["unit"] == chosen),
+        "left_out_units": [unit for block in plan.blocks[len(result.blocks) :] for unit in block.units],
         "forward_peak_bytes": result.forward_peak_bytes,
         "seconds": dict(trainer.stopwatch.seconds),
         "cache": {
@@ -248,6 +265,9 @@ def _save(out: Path, trainer: DeviceTrainer, summary: dict[str, Any], *, width: 
 def _print(summary: dict[str, Any]) -> None:
     print_blocks(summary)
     print_exits(summary)
+    if summary["left_out_units"]:
+        left_out = summary["left_out_units"]
+        result_console.print(f"Units {left_out[0]} to {left_out[-1]} were left out: more depth no longer paid.")
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in summary["seconds"].items())
     cache = summary["cache"]
     result_console.print(f"Time: {seconds}. Cache: {size_cell(cache['written_bytes'])} written.")
