@@ -35,6 +35,7 @@ class BlockSteps:
     def __init__(self, store: UnitStore, block: Block, settings: TrainSettings, device: torch.device) -> None:
         self._store = store
         self._compute = settings.compute
+        self._similarity = settings.optimizer.similarity
         self._device = device
         heads = {window.last_unit for window in block.windows}
         self._pairs = {unit: store.load(unit, device, with_head=unit in heads) for unit in block.units}
@@ -107,11 +108,25 @@ class BlockSteps:
             checkpoints = [unit - window.first_unit for unit in window.checkpoints]
             if share is None:
                 values, loss = train_window(
-                    units, head, optimizer, values, labels, compute=self._compute, checkpoints=checkpoints
+                    units,
+                    head,
+                    optimizer,
+                    values,
+                    labels,
+                    compute=self._compute,
+                    checkpoints=checkpoints,
+                    similarity=self._similarity,
                 )
             else:
                 values, loss = add_gradients(
-                    units, head, values, labels, compute=self._compute, checkpoints=checkpoints, share=share
+                    units,
+                    head,
+                    values,
+                    labels,
+                    compute=self._compute,
+                    checkpoints=checkpoints,
+                    similarity=self._similarity,
+                    share=share,
                 )
             losses.append(loss)
         return losses

@@ -12,6 +12,8 @@ from neuroflux_fl.checkpointing import run_units
 from neuroflux_fl.compute import PLAIN_COMPUTE, ComputeSettings
 from neuroflux_fl.errors import UsageError
 
+_SIMILARITY_SIDE = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSettings:
@@ -19,12 +21,16 @@ class OptimizerSettings:
 
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    similarity: float = 0.0
+    """Weight of the similarity loss beside cross-entropy; for local losses, not for backpropagation."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
             raise UsageError(f"Momentum {self.momentum} is not allowed: give a number from 0 up to, not including, 1.")
         if not self.weight_decay >= 0:
             raise UsageError(f"Weight decay {self.weight_decay} is negative: give 0 or more.")
+        if not self.similarity >= 0:
+            raise UsageError(f"Similarity {self.similarity} is negative: give 0 or more.")
 
 
 def make_optimizer(
@@ -53,6 +59,7 @@ def train_window(
     *,
     compute: ComputeSettings = PLAIN_COMPUTE,
     checkpoints: Sequence[int] = (),
+    similarity: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Forward, local loss, backward and step; nothing of the graph survives.
 
@@ -65,11 +72,14 @@ def train_window(
         compute: precision and layout.
         checkpoints: positions in ``units`` from which on activations are computed again (``Window.checkpoints``,
             counted from the window's first unit).
+        similarity: weight of ``similarity_loss`` on the window's output.
 
     Returns:
-        The detached output ``(batch, channels, height, width)`` and the loss, a detached scalar.
+        The detached output ``(batch, channels, height, width)`` and the cross-entropy, a detached scalar.
     """
-    outputs, loss = add_gradients(units, head, inputs, labels, compute=compute, checkpoints=checkpoints)
+    outputs, loss = add_gradients(
+        units, head, inputs, labels, compute=compute, checkpoints=checkpoints, similarity=similarity
+    )
     apply_gradients(optimizer)
     return outputs, loss
 
@@ -82,6 +92,7 @@ def add_gradients(
     *,
     compute: ComputeSettings = PLAIN_COMPUTE,
     checkpoints: Sequence[int] = (),
+    similarity: float = 0.0,
     share: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """``train_window`` without the step: gradients of ``share`` times the loss are added to those that are there."""
@@ -89,8 +100,9 @@ def add_gradients(
         outputs = run_units(units, inputs.detach(), checkpoints)
         scores = head(outputs)
     loss = nn.functional.cross_entropy(scores.float(), labels)
+    total = loss + similarity * similarity_loss(outputs, labels, scores.shape[1]) if similarity else loss
     outputs = outputs.detach()
-    (loss * share if share != 1.0 else loss).backward()  # type: ignore[no-untyped-call]
+    (total * share if share != 1.0 else total).backward()  # type: ignore[no-untyped-call]
     return outputs, loss.detach()
 
 
@@ -99,3 +111,28 @@ def apply_gradients(optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
     # Gradients are dropped, not zeroed: a gradient that is zero but present would still move momentum and decay.
     optimizer.zero_grad(set_to_none=True)
+
+
+def similarity_loss(outputs: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Mean squared difference between the cosine similarities of samples' features and those of their labels.
+
+    From Nokland and Eidnes 2019 (arXiv 1901.06656), there with a convolution of its own before the features, here
+    directly on the output: a channel's feature is its standard deviation over the map, which is averaged down to at
+    most 8x8 first, for the deviation of a large map is slow.
+
+    Args:
+        outputs: ``(batch, channels, height, width)``.
+        labels: ``(batch,)`` class numbers.
+        classes: number of classes.
+    """
+    height, width = outputs.shape[2:]
+    if max(height, width) > _SIMILARITY_SIDE:
+        outputs = nn.functional.adaptive_avg_pool2d(
+            outputs, (min(height, _SIMILARITY_SIDE), min(width, _SIMILARITY_SIDE))
+        )
+    maps = outputs.float().flatten(2)
+    features = maps.std(dim=2) if maps.shape[2] > 1 else maps.squeeze(2)
+    features = nn.functional.normalize(features - features.mean(dim=1, keepdim=True), dim=1)
+    # Cosine similarities of one-hot labels, centred likewise.
+    wanted = torch.where(labels[:, None] == labels, 1.0, -1.0 / (classes - 1))
+    return nn.functional.mse_loss(features @ features.T, wanted)

@@ -138,6 +138,8 @@ class RunConfig:
     """At batch 64; grows linearly with the batch size."""
     momentum: float = 0.9
     weight_decay: float = 0.0005
+    similarity: float = 5.0
+    """Weight of the similarity loss beside cross-entropy in local losses; backpropagation has none."""
     views: int = 4
     """Cached views of the data, the plain one included; 1 is no augmentation."""
     cache_precision: str = "float16"
@@ -271,7 +273,11 @@ class RunConfig:
             warmup_share=0.0,
             final_rate_share=1.0,
             views=self.views,
-            optimizer=OptimizerSettings(momentum=self.momentum, weight_decay=self.weight_decay),
+            optimizer=OptimizerSettings(
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                similarity=self.similarity if self.method == "neuroflux" else 0.0,
+            ),
             compute=ComputeSettings(precision=self.precision, channels_last=self.channels_last),
             seed=self.seed,
         )

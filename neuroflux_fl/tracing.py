@@ -149,7 +149,8 @@ def _gradient_copies(images: Tensor, weights: Tensor, results: Tensor) -> int:
         blocked = weights.is_contiguous() or weights.shape[2:].numel() == 1
         return _tensor_bytes(weights) * (1 if blocked else 2)
     per_sample = (images.numel() + results.numel()) // len(images)
-    return _FLOAT_BYTES * weights.numel() * (2 if _LARGEST_BATCH * per_sample > weights.numel() else 1)
+    shared = torch.get_num_threads() > 1 and _LARGEST_BATCH * per_sample > weights.numel()
+    return _FLOAT_BYTES * weights.numel() * (2 if shared else 1)
 
 
 def _tensor_bytes(tensor: Tensor) -> int:

@@ -51,10 +51,16 @@ class WindowStep:
             inputs = self.compute.place(torch.zeros((batch, *shape), device=device))
             labels = torch.zeros(batch, dtype=torch.long, device=device)
             units, head = modules[:-1], modules[-1]
+            compute, similarity = self.compute, self.optimizer.similarity
             if not (self.accumulate and optimizer.state):
-                train_window(units, head, optimizer, inputs, labels, compute=self.compute, checkpoints=checkpoints)
+                train_window(
+                    units, head, optimizer, inputs, labels,
+                    compute=compute, checkpoints=checkpoints, similarity=similarity,
+                )  # fmt: skip
             if self.accumulate:
-                add_gradients(units, head, inputs, labels, compute=self.compute, checkpoints=checkpoints)
+                add_gradients(
+                    units, head, inputs, labels, compute=compute, checkpoints=checkpoints, similarity=similarity
+                )
 
         return nn.ModuleList(modules), step
 

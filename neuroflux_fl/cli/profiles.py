@@ -11,6 +11,7 @@ from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.device_memory import return_freed_memory_at_once, warm_up_kernels
 from neuroflux_fl.errors import BudgetError, UsageError
 from neuroflux_fl.local_network import LocalNetwork
+from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.machine_speed import measure_speed
 from neuroflux_fl.plan import Window
 from neuroflux_fl.planning import PlannerSettings, plan_units
@@ -26,6 +27,7 @@ def make_profile(
     device: torch.device,
     *,
     depth: int = 0,
+    optimizer: OptimizerSettings | None = None,
     compute: ComputeSettings | None = None,
 ) -> NetworkProfile:
     """Profile every window that the planner may use; under a budget, make the allocator keep to it first.
@@ -42,11 +44,13 @@ def make_profile(
     warm_up_kernels()
     if depth > len(network):
         raise UsageError(f"Depth {depth} is beyond the network's {len(network)} units: give at most that many.")
-    compute = compute or ComputeSettings()
-    traced = profile_network(network, speed=measure_speed(device), reach=settings.reach, compute=compute)
+    optimizer, compute = optimizer or OptimizerSettings(), compute or ComputeSettings()
+    traced = profile_network(
+        network, speed=measure_speed(device), reach=settings.reach, optimizer=optimizer, compute=compute
+    )
     if depth:
         window = Window(first_unit=0, last_unit=depth - 1)
-        whole = trace_window(WindowStep(network=network, window=window, compute=compute))
+        whole = trace_window(WindowStep(network=network, window=window, optimizer=optimizer, compute=compute))
         traced = replace(traced, windows={**traced.windows, whole.window: whole}, whole=whole)
     if mode == "traced":
         return traced
@@ -63,5 +67,6 @@ def make_profile(
         maximum_batch=settings.maximum_batch,
         minimum_batch=settings.minimum_batch,
         device=device,
+        optimizer=optimizer,
         compute=compute,
     )

@@ -58,6 +58,7 @@ def train(
     depth_patience: Annotated[
         int, typer.Option(help="Blocks without a better exit after which deeper ones are left out; 0 trains all.")
     ] = 2,
+    similarity: Annotated[float, typer.Option(help="Weight of the similarity loss in local losses.")] = 5.0,
     views: Annotated[int, typer.Option(help="Cached views of the data; 1 is no augmentation.")] = 4,
     cache_quota: Annotated[str | None, typer.Option(help="Largest size of the cache, for example 500MiB.")] = None,
     cache_precision: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
@@ -89,6 +90,7 @@ def train(
     from neuroflux_fl.errors import DataError, UsageError
     from neuroflux_fl.heads import HeadSettings
     from neuroflux_fl.local_network import build_network
+    from neuroflux_fl.local_step import OptimizerSettings
     from neuroflux_fl.models import build_chain
     from neuroflux_fl.planning import PlannerSettings
     from neuroflux_fl.unit_store import UnitStore
@@ -115,6 +117,7 @@ def train(
         patience=patience,
         depth_patience=depth_patience or None,
         views=views,
+        optimizer=OptimizerSettings(similarity=similarity if method == "neuroflux" else 0.0),
         compute=compute,
         seed=seed,
     )
@@ -146,7 +149,16 @@ def train(
         views=views,
     )
     profiling = time.perf_counter()
-    made = make_profile(network, settings, budget_bytes, profile, torch.device("cpu"), depth=depth, compute=compute)
+    made = make_profile(
+        network,
+        settings,
+        budget_bytes,
+        profile,
+        torch.device("cpu"),
+        depth=depth,
+        optimizer=train_settings.optimizer,
+        compute=compute,
+    )
     plan = method_plan(made, budget_bytes, settings, method)
     profile_seconds = time.perf_counter() - profiling
     with tempfile.TemporaryDirectory(prefix="neuroflux-train-", dir=out) as folder:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from neuroflux_fl.errors import UsageError
-from neuroflux_fl.local_step import OptimizerSettings, make_optimizer, train_window
+from neuroflux_fl.local_step import OptimizerSettings, make_optimizer, similarity_loss, train_window
 
 SETTINGS = OptimizerSettings(momentum=0.9, weight_decay=0.1)
 
@@ -24,19 +24,22 @@ def parameters(units: list[nn.Module], head: nn.Module) -> list[nn.Parameter]:
     return [p for module in (*units, head) for p in module.parameters()]
 
 
-def test_steps_equal_a_plain_training_loop() -> None:
+@pytest.mark.parametrize("similarity", [0.0, 2.0])
+def test_steps_equal_a_plain_training_loop(similarity: float) -> None:
     units, head = window()
-    plain = nn.Sequential(*copy.deepcopy(units), copy.deepcopy(head))
+    body, classifier = nn.Sequential(*copy.deepcopy(units)), copy.deepcopy(head)
+    plain = nn.Sequential(body, classifier)
     optimizer = make_optimizer(parameters(units, head), SETTINGS, 0.05)
     reference = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
     for _ in range(4):
         inputs, labels = torch.randn(5, 1, 8, 8), torch.randint(0, 3, (5,))
-        expected = nn.functional.cross_entropy(plain(inputs), labels)
-        expected.backward()  # type: ignore[no-untyped-call]
+        features = body(inputs)
+        expected = nn.functional.cross_entropy(classifier(features), labels)
+        (expected + similarity * similarity_loss(features, labels, 3)).backward()  # type: ignore[no-untyped-call]
         reference.step()
         reference.zero_grad()
 
-        _, loss = train_window(units, head, optimizer, inputs, labels)
+        _, loss = train_window(units, head, optimizer, inputs, labels, similarity=similarity)
 
         torch.testing.assert_close(loss, expected.detach())
     for mine, theirs in zip(parameters(units, head), plain.parameters(), strict=True):
@@ -72,7 +75,24 @@ def test_momentum_and_weight_decay_move_only_what_has_a_gradient() -> None:
     assert not torch.equal(head[1].weight, others)  # type: ignore[index]
 
 
-@pytest.mark.parametrize("options", [{"momentum": 1.0}, {"momentum": -0.1}, {"weight_decay": -1.0}])
+def test_similarity_loss_by_hand() -> None:
+    labels = torch.tensor([0, 0, 1])
+    alike = torch.tensor([[1.0, -1.0], [2.0, -2.0], [-3.0, 3.0]]).reshape(3, 2, 1, 1)
+
+    assert similarity_loss(alike, labels, 2).item() == pytest.approx(0, abs=1e-6)
+    # Differences of 1.5, 0.5 and 2, each twice among nine.
+    assert similarity_loss(alike, torch.tensor([0, 1, 1]), 3).item() == pytest.approx(2 * (2.25 + 0.25 + 4) / 9)
+    maps = torch.randn(3, 2, 4, 4)
+    spread = similarity_loss(maps, labels, 2)
+    torch.testing.assert_close(similarity_loss(maps.flip(2) + 5, labels, 2), spread)  # place and mean do not count
+    large = maps.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    averaged = maps.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(similarity_loss(large, labels, 2), similarity_loss(averaged, labels, 2))
+
+
+@pytest.mark.parametrize(
+    "options", [{"momentum": 1.0}, {"momentum": -0.1}, {"weight_decay": -1.0}, {"similarity": -1.0}]
+)
 def test_impossible_settings_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match=r"Momentum|Weight decay"):
+    with pytest.raises(UsageError, match=r"Momentum|Weight decay|Similarity"):
         OptimizerSettings(**options)
