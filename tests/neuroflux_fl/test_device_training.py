@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from neuroflux_fl.block_training import TrainSettings
+from neuroflux_fl import device_training
+from neuroflux_fl.block_training import BlockResult, TrainSettings, train_block
 from neuroflux_fl.data.images import LabelledImages
 from neuroflux_fl.device_training import CacheSettings, DeviceData, DeviceTrainer
+from neuroflux_fl.evaluation import Score
 from neuroflux_fl.plan import Block, Plan, Window
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.unit_store import UnitStore
@@ -176,3 +179,37 @@ def test_scale_and_epochs_of_a_round_override_the_settings(make_trainer: Callabl
 
     assert whole.blocks[0].epochs == 3
     assert half.blocks[0].effective_steps == pytest.approx(whole.blocks[0].effective_steps / 2)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "trained"),
+    [((50, 60, 60), 3), ((60, 60, 60), 2), ((60, 50, 70), 2), ((50, 51, 52), 3)],
+    ids=["the last block is the last anyway", "no better", "worse", "better every time"],
+)
+def test_depth_that_does_not_pay_is_left_out(
+    make_trainer: Callable[..., DeviceTrainer],
+    small_store: UnitStore,
+    monkeypatch: pytest.MonkeyPatch,
+    accuracies: tuple[int, ...],
+    trained: int,
+) -> None:
+    trainer = make_trainer()
+    trainer.settings = replace(trainer.settings, depth_patience=1)
+    before = stored(small_store)
+
+    def scored(store: UnitStore, block: Block, *arguments: Any, **options: Any) -> BlockResult:
+        result = train_block(store, block, *arguments, **options)
+        return replace(result, validation={block.last_unit: Score(accuracies[block.last_unit], 100)})
+
+    monkeypatch.setattr(device_training, "train_block", scored)
+    result = trainer.train(plan_of((0,), (1,), (2,)))
+
+    assert len(result.blocks) == trained
+    assert result.deep_enough == (trained < 3)
+    assert stored(small_store)[trained:] == before[trained:]
+
+
+def test_every_block_is_trained_where_depth_has_no_patience(make_trainer: Callable[..., DeviceTrainer]) -> None:
+    result = make_trainer().train(plan_of((0,), (1,), (2,)))
+
+    assert (len(result.blocks), result.deep_enough) == (3, False)

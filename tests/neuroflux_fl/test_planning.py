@@ -227,6 +227,41 @@ def test_a_useful_batch_beyond_the_largest_allowed_is_the_largest_allowed() -> N
     assert [(block.windows, block.batch_size) for block in plan.blocks] == [((Window(first_unit=0, last_unit=4),), 4)]
 
 
+def sliced_profile() -> NetworkProfile:
+    """Unit 1 is large: 4000 bytes stay and 4000 are a gradient; sliced, only 500 of it; narrow momentum saves 1000."""
+    units = [(100, 50, 10, 1e6, 100), (4000, 4000, 10, 1e6, 100), (100, 50, 10, 1e6, 100)]
+    profile = make_profile(units)
+    large = Window(first_unit=1, last_unit=1)
+    ways = {
+        replace(large, updates="sliced"): (4000, 500),
+        replace(large, updates="sliced-bfloat16"): (3000, 600),
+    }
+    frugal = {
+        window: replace(
+            profile.windows[large], window=window, resident_bytes=resident, memory=(Line(resident + step, 10),)
+        )
+        for window, (resident, step) in ways.items()
+    }
+    return replace(profile, windows={**profile.windows, **frugal}, sliceable_units=frozenset({1}))
+
+
+@pytest.mark.parametrize(
+    ("budget", "updates"),
+    [(None, "whole"), (8004, "whole"), (8003, "sliced"), (4660, "sliced"), (4659, "sliced-bfloat16"),
+     (3620, "sliced-bfloat16")],
+)  # fmt: skip
+def test_updates_are_sliced_where_a_useful_batch_does_not_fit_otherwise(budget: int | None, updates: str) -> None:
+    profile = sliced_profile()
+    plan = plan_units(profile, budget, EXACT)
+
+    block = plan.block_of(1)
+    assert block is not None
+    assert {w.updates for b in plan.blocks for w in b.windows if w.first_unit != 1} == {"whole"}
+    assert [w.updates for w in block.windows if w.first_unit == 1] == [updates]
+    assert budget is None or plan.predicted_peak_bytes <= budget
+    assert full_budget(profile, EXACT) == 3620, "at batch 2"
+
+
 def test_a_unit_that_does_not_fit_is_left_out_and_the_others_are_planned() -> None:
     # The first unit needs 910 bytes at batch 2, the last 4000.
     early = [(100, 50, 4000, 3e6, 4000), *UNITS[1:]]

@@ -24,6 +24,7 @@ from neuroflux_fl.wire import (
     UnitUpdate,
 )
 from neuroflux_fl.wire import neuroflux_pb2 as pb
+from neuroflux_fl.wire.plan_codec import plan_from_proto
 
 TASK = TrainTask(
     round=3,
@@ -52,9 +53,13 @@ def make_plan(*blocks: Block, untrained: tuple[int, ...] = ()) -> Plan:
     return Plan(budget_bytes=None, blocks=blocks, untrained_units=untrained)
 
 
+SLICED_BLOCK = dataclasses.replace(
+    make_block((5, 5)), windows=(Window(first_unit=5, last_unit=5, updates="sliced-bfloat16"),)
+)
+
 REPORT = TrainReport(
     round=3,
-    plan=Plan(budget_bytes=2**28, blocks=(make_block((1, 1), (2, 3)), make_block((5, 5))), untrained_units=(0, 4)),
+    plan=Plan(budget_bytes=2**28, blocks=(make_block((1, 1), (2, 3)), SLICED_BLOCK), untrained_units=(0, 4)),
     updates=(UnitUpdate(unit=1, examples=100, steps=13, effective_steps=40.5, has_head=True),),
     exits=(ExitScore(unit=1, correct=7, total=10), ExitScore(unit=3, correct=10, total=10)),
     blocks=(
@@ -224,3 +229,12 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 def test_message_bytes_are_reproducible() -> None:
     assert REPORT.to_bytes() == dataclasses.replace(REPORT).to_bytes()
+
+
+def test_unknown_updates_in_a_plan_are_refused() -> None:
+    message = pb.Plan(blocks=[pb.Block(windows=[pb.Window(first_unit=0, last_unit=0, updates="backwards")])])
+    with pytest.raises(WireError, match="updates 'backwards'"):
+        plan_from_proto(message)
+    older = pb.Window(first_unit=0, last_unit=0)
+    message = pb.Plan(blocks=[pb.Block(windows=[older], batch_size=2, learning_rate=0.1)])
+    assert plan_from_proto(message).blocks[0].windows[0].updates == "whole"
