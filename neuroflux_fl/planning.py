@@ -24,7 +24,11 @@ class PlannerSettings:
     planner: str = "fastest"
     """``fastest``: least predicted time. ``threshold``: merge units of like batch sizes (the paper's idea)."""
     reach: int = 1
-    """Units in a window at most. 1 is NeuroFlux as published; 0 is as many as fit at ``useful_batch``."""
+    """Units in a window at most. 1 is NeuroFlux as published; 0 is as many as fit at ``useful_batch``, up to
+    ``longest_share`` of the network."""
+    longest_share: float = 0.25
+    """Only for reach 0. Four windows, one after the other, were as accurate as one over the whole network after long
+    training, and far ahead of it after short (docs/methods.md)."""
     useful_batch: int = 16
     """A window that does not fit at this batch size gets sliced updates; with reach 0, memory beyond what it needs is
     spent on longer windows."""
@@ -61,6 +65,8 @@ class PlannerSettings:
                 f"Batch sizes {self.minimum_batch} to {self.maximum_batch} are not allowed: "
                 "give a minimum of at least 1 and a maximum that is not smaller."
             )
+        if not 0 < self.longest_share <= 1:
+            raise UsageError(f"Longest share {self.longest_share} is not allowed: give a share above 0, up to 1.")
         if self.useful_batch < 1:
             raise UsageError(f"Useful batch {self.useful_batch} is too small: give at least 1.")
         if not self.learning_rate > 0:
@@ -194,9 +200,12 @@ def _cut_windows(
     """Windows of up to ``reach`` units, shorter where a long one does not fit, and the units that do not fit."""
     if settings.reach == 0:
         useful = _useful_batch(settings)
+        longest = max(1, math.ceil(settings.longest_share * len(profile.units)))
         windows, untrained = fewest_windows(
             range(first, last + 1),
-            fits=lambda window: _largest_batch(profile, window, budget_bytes, settings) >= useful,
+            fits=lambda window: (
+                window.reach <= longest and _largest_batch(profile, window, budget_bytes, settings) >= useful
+            ),
             trainable=lambda window: _is_trainable(profile, window, budget_bytes, settings),
             cut_costs=[unit.output_numbers for unit in profile.units],
         )

@@ -18,6 +18,7 @@ import typer
 from neuroflux_fl import __version__
 from neuroflux_fl.cli.certs import certs
 from neuroflux_fl.cli.client import client
+from neuroflux_fl.cli.compare import compare
 from neuroflux_fl.cli.devices import devices, enroll, revoke
 from neuroflux_fl.cli.output import print_error
 from neuroflux_fl.cli.plan import plan
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 app.command()(plan)
 app.command()(train)
+app.command()(compare)
 app.command()(simulate)
 app.command()(server)
 app.command()(client)

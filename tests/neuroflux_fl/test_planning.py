@@ -180,7 +180,7 @@ def test_windows_grow_with_the_budget_up_to_the_reach() -> None:
     assert reaches(2000) == [2, 1, 1]
 
 
-AUTO = PlannerSettings(reach=0, useful_batch=6, margin=0, slack_bytes=0, window_slack_bytes=0, maximum_batch=64)
+AUTO = replace(EXACT, reach=0, longest_share=1.0, useful_batch=6)
 LONG = [
     *UNITS[:3], (300, 100, 200, 2e6, 1000), (300, 100, 200, 2e6, 300), (300, 100, 200, 2e6, 1000), *UNITS[3:],
 ]  # fmt: skip
@@ -219,6 +219,12 @@ def test_reach_by_memory_never_goes_below_the_useful_batch_nor_above_the_budget(
             ]
             assert block.batch_size >= min(6, *fits)
             assert all(fit >= 6 or window.reach == 1 for fit, window in zip(fits, block.windows, strict=True))
+
+
+def test_reach_by_memory_stops_at_its_share_of_the_network() -> None:
+    plan = plan_units(make_profile(LONG, len(LONG)), None, replace(AUTO, longest_share=0.25))
+
+    assert [window.reach for window in windows_of(plan)] == [2, 2, 2, 2]
 
 
 def test_a_useful_batch_beyond_the_largest_allowed_is_the_largest_allowed() -> None:

@@ -1,0 +1,195 @@
+"""Choose how an arm runs under a budget: by real steps of what fits, alike for all arms, or by prediction alone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+
+from neuroflux_fl.arms import NEUROFLUX, Arm, Shape
+from neuroflux_fl.compute import ComputeSettings
+from neuroflux_fl.device_memory import is_out_of_memory
+from neuroflux_fl.errors import BudgetError
+from neuroflux_fl.plan import Plan, Window
+from neuroflux_fl.planning import minimum_budget, plan_units
+from neuroflux_fl.profiling import measure_profile
+
+_FIRST_BATCH = 32
+"""Layouts and checkpoints are compared at this batch or the largest that fits."""
+_TIMED_STEPS = 3
+_ENOUGH_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunedArm:
+    """How an arm runs under a budget."""
+
+    plan: Plan
+    compute: ComputeSettings
+    tuning_seconds: float = 0.0
+    """Tracing and trying."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A budget under which the arm does not run."""
+
+    needed_bytes: int
+    """The smallest budget that would do."""
+
+
+def predict(arm: Arm, budget_bytes: int | None) -> TunedArm | Refusal:
+    """The plan with the least predicted time, nothing run."""
+    started = time.perf_counter()
+    planner = arm.setting.planner
+    layouts = _usable_layouts(arm, budget_bytes)
+    if isinstance(layouts, Refusal):
+        return layouts
+    if arm.name == NEUROFLUX:
+        compute = layouts[0]
+        plan = plan_units(arm.profile(compute), budget_bytes, planner)
+    else:
+        options = [
+            (arm.predicted_seconds(shape, layout, batch), shape, layout, batch)
+            for shape in arm.shapes
+            for layout in layouts
+            if (largest := arm.largest_batch(shape, layout, budget_bytes)) is not None
+            for batch in _sizes(largest, planner.minimum_batch)
+        ]
+        _, shape, compute, batch = min(options, key=lambda option: option[0])
+        plan = arm.plan(shape, compute, batch, budget_bytes)
+    return TunedArm(plan=plan, compute=compute, tuning_seconds=time.perf_counter() - started)
+
+
+def tune(arm: Arm, budget_bytes: int | None, device: torch.device) -> TunedArm | Refusal:
+    """The fastest that was found in real steps: layout first, then where the checkpoints are, then the batch size."""
+    started = time.perf_counter()
+    layouts = _usable_layouts(arm, budget_bytes)
+    if isinstance(layouts, Refusal):
+        return layouts
+    trial = _Trial(arm, device)
+    search = _tune_planner if arm.name == NEUROFLUX else _tune_block
+    found = search(arm, budget_bytes, layouts, trial)
+    if isinstance(found, Refusal):
+        return found
+    compute, plan = found
+    return TunedArm(plan=plan, compute=compute, tuning_seconds=time.perf_counter() - started)
+
+
+class _Trial:
+    """Real steps of an arm; each is run once."""
+
+    def __init__(self, arm: Arm, device: torch.device) -> None:
+        self.device = device
+        self._arm = arm
+        self._step_seconds = cache(self._run)
+
+    def seconds(self, shape: Shape, compute: ComputeSettings, batch: int) -> float:
+        """Seconds for one sample."""
+        return sum(self._step_seconds(window, shape.accumulates, compute, batch) for window in shape.windows) / batch
+
+    def _run(self, window: Window, accumulates: bool, compute: ComputeSettings, batch: int) -> float:
+        try:
+            return self._step_time(window, accumulates, compute, batch)
+        except (RuntimeError, MemoryError) as error:
+            # A GPU keeps to its budget by force, and its libraries may hold more than the trace says.
+            if not is_out_of_memory(error):
+                raise
+            return math.inf
+
+    def _step_time(self, window: Window, accumulates: bool, compute: ComputeSettings, batch: int) -> float:
+        modules, run = self._arm.step(window, compute, accumulates).build(batch, self.device)
+        for tensor in (*modules.parameters(), *modules.buffers()):
+            nn.init.normal_(tensor.data, std=0.02) if tensor.is_floating_point() else tensor.zero_()
+        run()
+        seconds: list[float] = []
+        while len(seconds) < _TIMED_STEPS and sum(seconds) < _ENOUGH_SECONDS:
+            started = time.perf_counter()
+            run()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
+
+
+def _usable_layouts(arm: Arm, budget_bytes: int | None) -> list[ComputeSettings] | Refusal:
+    """Layouts in which the arm runs under the budget: NeuroFlux as soon as it can train the first unit."""
+    if budget_bytes is None:
+        return list(arm.setting.layouts())
+    needs = {layout: _needed_bytes(arm, layout) for layout in arm.setting.layouts()}
+    usable = [layout for layout, needed in needs.items() if needed <= budget_bytes]
+    return usable or Refusal(needed_bytes=min(needs.values()))
+
+
+def _needed_bytes(arm: Arm, layout: ComputeSettings) -> int:
+    if arm.name == NEUROFLUX:
+        return minimum_budget(arm.profile(layout), arm.setting.planner)
+    return arm.smallest_budget(layout)
+
+
+def _tune_planner(
+    arm: Arm, budget_bytes: int | None, layouts: Sequence[ComputeSettings], trial: _Trial
+) -> tuple[ComputeSettings, Plan] | Refusal:
+    """The product's own planner, on times measured in the faster layout."""
+    planner = arm.setting.planner
+    plans = {layout: plan_units(arm.profile(layout), budget_bytes, planner) for layout in layouts}
+    compute = min(
+        layouts,
+        key=lambda layout: sum(
+            trial.seconds(Shape(windows=block.windows), layout, min(block.batch_size, _FIRST_BATCH))
+            for block in plans[layout].blocks
+        ),
+    )
+    measured = measure_profile(
+        arm.network,
+        arm.profile(compute),
+        windows=[window for block in plans[compute].blocks for window in block.windows],
+        available_bytes=planner.available(budget_bytes),
+        maximum_batch=planner.maximum_batch,
+        minimum_batch=planner.minimum_batch,
+        device=trial.device,
+        optimizer=arm.optimizer,
+        compute=compute,
+    )
+    try:
+        return compute, plan_units(measured, budget_bytes, planner)
+    except BudgetError:
+        # The device holds more than the trace says.
+        return Refusal(needed_bytes=minimum_budget(measured, planner))
+
+
+def _tune_block(
+    arm: Arm, budget_bytes: int | None, layouts: Sequence[ComputeSettings], trial: _Trial
+) -> tuple[ComputeSettings, Plan]:
+    largest = {
+        (shape, layout): batch
+        for shape in arm.shapes
+        for layout in layouts
+        if (batch := arm.largest_batch(shape, layout, budget_bytes)) is not None
+    }
+    first = {choice: min(batch, _FIRST_BATCH) for choice, batch in largest.items()}
+    quickest, _ = min(first, key=lambda choice: arm.predicted_seconds(choice[0], choice[1], first[choice]))
+    compute = min(
+        (layout for shape, layout in first if shape == quickest),
+        key=lambda layout: trial.seconds(quickest, layout, first[quickest, layout]),
+    )
+    # More arithmetic, that is more checkpoints, must be paid for by a larger batch.
+    shapes: list[Shape] = []
+    for shape in sorted((s for s, layout in first if layout == compute), key=lambda s: arm.flops(s, compute)):
+        if all(first[shape, compute] > first[other, compute] for other in shapes):
+            shapes.append(shape)
+    shape = min(shapes, key=lambda shape: trial.seconds(shape, compute, first[shape, compute]))
+    sizes = _sizes(largest[shape, compute], arm.setting.planner.minimum_batch)
+    batch = min(sizes, key=lambda batch: trial.seconds(shape, compute, batch))
+    return compute, arm.plan(shape, compute, batch, budget_bytes, trial.seconds(shape, compute, batch))
+
+
+def _sizes(largest: int, smallest: int) -> list[int]:
+    """Batch sizes to try: the largest, and powers of two from the one below it down to a quarter."""
+    power = 2 ** (largest.bit_length() - 1)
+    return sorted({largest, *(size for size in (power, power // 2, power // 4) if size >= smallest)})

@@ -1,0 +1,196 @@
+"""``compare``: what it prints, draws and refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from neuroflux_fl.arm_run import CurvePoint, TimedPass, TrainedArm
+from neuroflux_fl.arm_tuning import Refusal, TunedArm
+from neuroflux_fl.arms import ArmSetting
+from neuroflux_fl.cli.compare_picture import write_picture
+from neuroflux_fl.cli.compare_view import comparison_fields, describe_how, print_comparisons, time_to
+from neuroflux_fl.cli.main import main
+from neuroflux_fl.comparison import ArmResult, Budget
+from neuroflux_fl.plan import Block, Plan, Window
+from neuroflux_fl.sizes import MIB
+
+SMALL = ["--model", "vgg11", "--width", "0.05", "--image", "1x32x32", "--threads", "1"]
+LIMIT = Budget(asked="smallest", bytes=4 * MIB)
+NO_LIMIT = Budget(asked="none", bytes=None)
+
+Run = Callable[..., tuple[Any, str, str]]
+
+
+@pytest.fixture
+def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["neuroflux-fl", "compare", *arguments])
+        threads = torch.get_num_threads()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            torch.set_num_threads(threads)
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return run
+
+
+def tuned(*blocks: Block, budget: Budget = LIMIT) -> TunedArm:
+    compute = ArmSetting().layouts()[1]
+    return TunedArm(
+        plan=Plan(budget_bytes=budget.bytes, blocks=blocks, untrained_units=()), compute=compute, tuning_seconds=2.0
+    )
+
+
+def block(first: int, last: int, batch: int, micro: int | None = None, checkpoints: tuple[int, ...] = ()) -> Block:
+    return Block(
+        windows=(Window(first_unit=first, last_unit=last, checkpoints=checkpoints),), batch_size=batch,
+        micro_batch=micro, learning_rate=0.1, predicted_peak_bytes=3 * MIB, predicted_seconds_per_sample=0.01,
+    )  # fmt: skip
+
+
+def timed(rate: float) -> TimedPass:
+    return TimedPass(
+        samples=100, seconds=100 / rate, cache_seconds=0, evaluate_seconds=0, peak_bytes=MIB, out_of_memory_retries=0
+    )
+
+
+def compared(*results: ArmResult) -> dict[str, Any]:
+    return json.loads(json.dumps(comparison_fields(ArmSetting(), results)))  # type: ignore[no-any-return]
+
+
+def test_speed_up_is_over_the_best_other_arm_of_the_same_budget() -> None:
+    rows = compared(
+        ArmResult(arm="neuroflux", budget=LIMIT, how=tuned(block(0, 3, 8)), passes=(timed(60),)),
+        ArmResult(arm="backprop", budget=LIMIT, how=tuned(block(0, 3, 2)), passes=(timed(20),)),
+        ArmResult(arm="backprop-both", budget=LIMIT, how=tuned(block(0, 3, 64, 2)), passes=(timed(30),)),
+        ArmResult(arm="classic", budget=LIMIT, how=Refusal(needed_bytes=9 * MIB)),
+        ArmResult(arm="backprop", budget=NO_LIMIT, how=tuned(block(0, 3, 2)), passes=(timed(500),)),
+    )["results"]
+
+    assert [row["times_best_other"] for row in rows] == pytest.approx([2.0, 1 / 3, 0.5, None, None])
+    assert rows[3]["needed_bytes"] == 9 * MIB
+
+
+def test_how_an_arm_runs_in_words() -> None:
+    hows: dict[str, TunedArm | Refusal] = {
+        "neuroflux": tuned(block(0, 1, 32), block(2, 2, 128)),
+        "backprop-both": tuned(block(0, 3, 64, 8, (1, 2))),
+        "classic": Refusal(needed_bytes=178 * MIB),
+    }
+    rows = compared(*(ArmResult(arm=arm, budget=LIMIT, how=how) for arm, how in hows.items()))["results"]
+
+    assert [describe_how(row) for row in rows] == [
+        "2 blocks, batch 32 to 128, reach 2, channels last",
+        "batch 64 in pieces of 8, 3 segments, channels last",
+        "needs 178.0 MiB",
+    ]
+
+
+def trained(*curve: tuple[float, float]) -> TrainedArm:
+    return TrainedArm(
+        curve=tuple(
+            CurvePoint(seconds=seconds, unit=3, validation_accuracy=0.0, test_accuracy=accuracy)
+            for seconds, accuracy in curve
+        ),
+        parameters=1234, epochs=len(curve), seconds={"train": 5.0}, peak_bytes=2 * MIB,
+    )  # fmt: skip
+
+
+def test_time_to_an_accuracy_is_when_it_is_first_reached() -> None:
+    row = compared(
+        ArmResult(
+            arm="backprop", budget=LIMIT, how=tuned(block(0, 3, 2)), trained=trained((5, 0.4), (9, 0.7), (12, 0.6))
+        )
+    )["results"][0]
+
+    assert (time_to(row, 0.5), time_to(row, 0.75)) == (9, None)
+
+
+def test_dry_run_predicts_every_arm_and_says_what_is_needed(run_main: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra 'report' is not installed")
+    picture = tmp_path / "floors.svg"
+    code, out, err = run_main(
+        *SMALL, "--dry-run", "--budgets", "smallest,none", "--methods", "neuroflux,backprop,classic", "--json",
+        "--picture", str(picture),
+    )  # fmt: skip
+
+    comparison = json.loads(out)["comparisons"][0]
+    floors = comparison["smallest_budget_bytes"]
+    rows = {(row["arm"], row["budget"]): row for row in comparison["results"]}
+    assert (code, err) == (0, "")
+    assert floors["neuroflux"] < floors["backprop"] < floors["classic"]
+    assert rows["backprop", "smallest"]["budget_bytes"] == -(-floors["backprop"] // MIB) * MIB
+    assert rows["classic", "smallest"]["needed_bytes"] == floors["classic"]
+    assert rows["backprop", "smallest"]["predicted_peak_bytes"] <= rows["backprop", "smallest"]["budget_bytes"]
+    assert rows["backprop", "none"]["blocks"][0]["batch_size"] == 128
+    assert all(name in picture.read_text() for name in ("neuroflux", "backprop", "classic"))
+
+
+def test_timed_passes_for_people_and_as_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra 'report' is not installed")
+    picture = tmp_path / "speed.png"
+    timed_arms = compared(
+        ArmResult(arm="neuroflux", budget=LIMIT, how=tuned(block(0, 3, 8)), passes=(timed(60),)),
+        ArmResult(arm="backprop", budget=LIMIT, how=tuned(block(0, 3, 2)), passes=(timed(20),)),
+        ArmResult(arm="classic", budget=LIMIT, how=Refusal(needed_bytes=9 * MIB)),
+        ArmResult(arm="backprop", budget=NO_LIMIT, how=tuned(block(0, 3, 2)), passes=(timed(500),)),
+    )
+
+    print_comparisons([timed_arms], target=None)
+    write_picture(picture, [timed_arms])
+
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(words in text for words in ("4.0 MiB (smallest)", "no limit", "60.0 │ 3.00", "needs 9.0"))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_on_data_as_json_and_picture(run_main: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra 'report' is not installed")
+    picture = tmp_path / "accuracy.svg"
+    code, out, _ = run_main(
+        "--model", "vgg11", "--width", "0.05", "--data", "digits", "--train-limit", "60", "--test-limit", "20",
+        "--train", "--epochs", "1", "--views", "1", "--methods", "backprop", "--budgets", "none", "--threads", "1",
+        "--maximum-batch", "4", "--json", "--picture", str(picture),
+    )  # fmt: skip
+
+    comparison = json.loads(out)["comparisons"][0]
+    row = comparison["results"][0]
+    assert code == 0
+    assert (comparison["image"], comparison["classes"]) == ([1, 32, 32], 10)
+    assert len(row["trained"]["curve"]) == 1
+    assert row["trained"]["parameters"] > 0
+    assert "test accuracy" in picture.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--methods", "neuroflux,sgd"], 2, "Method 'sgd' is unknown: choose one of neuroflux"),
+        (["--methods", "backprop,backprop"], 2, "names something twice"),
+        (["--budgets", "fastx"], 2, "Budget 'fastx'"),
+        (["--precision", "int4"], 2, "Precision 'int4' is unknown"),
+        (["--seconds", "0"], 2, "Seconds 0.0 is too small: give at least 0.1."),
+        (["--train"], 2, "--train needs --data"),
+        (["--train", "--data", "no-such-data"], 4, "neither a known name"),
+        (["--picture", "speed.pdf"], 2, "end its name in .svg or .png"),
+        (["--model", "vgg99"], 2, "Model 'vgg99' is unknown"),
+    ],
+)
+def test_mistakes_are_one_line_with_a_code_of_their_kind(
+    run_main: Run, options: list[str], code: int, words: str
+) -> None:
+    ended, out, err = run_main(*SMALL, *options)
+
+    assert (ended, out) == (code, "")
+    assert words in err
+    assert err.count("\n") == 1
