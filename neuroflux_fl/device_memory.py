@@ -16,6 +16,16 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MAP_FROM_BYTES = 128 * 1024
+_REFUSALS = (
+    # torch's CPU allocator, where memory is mapped (Linux, macOS) and on Windows
+    "can't allocate memory",
+    "not enough memory",
+    # CUDA's libraries, when they start in what a full GPU has left
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    # a convolution, when the workspace of none of cuDNN's algorithms can be had
+    "unable to find an engine to execute this computation",
+)
 
 
 def return_freed_memory_at_once() -> bool:
@@ -111,16 +121,16 @@ def limit_cuda_memory(device: torch.device, budget_bytes: int) -> None:
     if device.type != "cuda":
         return
     total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, budget_bytes / total), device)
+    # Of all of torch's functions this one wants an index.
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_per_process_memory_fraction(min(1.0, budget_bytes / total), index)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on a GPU or on a CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # What torch's CPU allocator says where memory is mapped (Linux, macOS) and on Windows.
-    refusals = ("can't allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(refusal in str(error) for refusal in refusals)
+    return isinstance(error, RuntimeError) and any(refusal in str(error) for refusal in _REFUSALS)
 
 
 def _status_bytes(field: str) -> int:

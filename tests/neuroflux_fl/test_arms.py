@@ -177,7 +177,7 @@ def test_real_tuning_and_a_timed_pass_of_either_kind() -> None:
 def train(arm: Arm, images: ImageData, points: list[CurvePoint] | None = None) -> TrainedArm:
     tuned = predict(arm, 6 * MIB)
     assert isinstance(tuned, TunedArm)
-    schedule = Schedule(epochs=2, views=1)
+    schedule = Schedule(epochs=3, views=1)
     return train_arm(
         arm, replace(tuned, tuning_seconds=100.0), images, schedule, seed=0, device=CPU,
         on_point=(lambda _: None) if points is None else points.append,
@@ -197,7 +197,7 @@ def test_training_gives_a_curve_that_test_images_do_not_decide(arms: dict[str, A
     assert blind.curve[-1].test_accuracy < 0.2
     assert [point.unit for point in blind.curve] == [point.unit for point in trained.curve]
     assert trained.seconds["profile"] == 100
-    assert trained.epochs == 2
+    assert trained.epochs == 3
 
 
 def test_minutes_decide_the_number_of_epochs(arms: dict[str, Arm], images: ImageData) -> None:

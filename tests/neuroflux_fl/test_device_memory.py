@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,6 +125,8 @@ def test_a_block_holds_no_more_than_its_plan_predicts(tmp_path: Path) -> None:
 def test_which_errors_mean_that_memory_ran_out() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert not is_out_of_memory(ValueError("not enough memory"))
     with pytest.raises(RuntimeError) as raised:
@@ -133,3 +136,18 @@ def test_which_errors_mean_that_memory_ran_out() -> None:
 
 def test_limiting_a_cpu_is_no_error() -> None:
     limit_cuda_memory(CPU, 1)
+
+
+@pytest.mark.parametrize(("name", "index"), [("cuda", 3), ("cuda:1", 1)])
+def test_a_gpu_is_limited_whether_or_not_its_number_is_named(
+    name: str, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[tuple[float, int]] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=400 * MIB))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *limit: limits.append(limit), raising=False)
+
+    limit_cuda_memory(torch.device(name), 100 * MIB)
+
+    assert limits == [(0.25, index)]

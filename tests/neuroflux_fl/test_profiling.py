@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from neuroflux_fl import profiling
+from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.heads import HeadSettings
 from neuroflux_fl.local_network import LocalNetwork, build_network
 from neuroflux_fl.local_step import OptimizerSettings
@@ -135,11 +136,37 @@ def test_real_steps_keep_times_and_raise_the_lines_to_what_was_seen(
         small_network, traced, windows=[window], available_bytes=2.0**40, maximum_batch=32, minimum_batch=2, device=CPU
     )
 
-    assert seen == [2, 8, 16, 32]
-    assert measured.unit(0).timings == ((2, 0.02), (8, 0.08), (16, 0.16))
+    assert seen == [8, 16, 32]
+    assert measured.unit(0).timings == ((8, 0.08), (16, 0.16))
     assert measured.unit(0).peak_bytes(5) == traced.unit(0).peak_bytes(5) + 160
     assert measured.unit(0).seconds_per_step(12, SPEED) == pytest.approx(0.12)
     assert measured.unit(1) == traced.unit(1)
+
+
+@pytest.mark.parametrize(("device", "largest"), [("cuda", 16), ("cpu", 4)])
+def test_workspace_that_a_gpu_took_because_it_was_there_lowers_no_batch(
+    device: str, largest: int, small_network: LocalNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = profile_network(small_network, speed=SPEED)
+    window = Window(first_unit=0, last_unit=0)
+    budget = traced.windows[window].peak_bytes(16)
+    monkeypatch.setattr(profiling, "_run_real_steps", lambda *_: (budget, 0.1))
+
+    measured = measure_profile(
+        small_network, traced, windows=[window], available_bytes=budget, maximum_batch=64, minimum_batch=2,
+        device=torch.device(device),
+    )  # fmt: skip
+
+    assert measured.unit(0).largest_batch(budget) == largest
+
+
+def test_float16_is_traced_without_a_gpu(small_network: LocalNetwork) -> None:
+    step = WindowStep(network=small_network, window=Window(first_unit=0, last_unit=1))
+
+    narrow = [trace_window(replace(step, compute=ComputeSettings(precision=name))) for name in ("float16", "bfloat16")]
+
+    assert narrow[0] == narrow[1]
+    assert narrow[0].peak_bytes(64) < trace_window(step).peak_bytes(64)
 
 
 def test_a_window_is_really_measured(small_network: LocalNetwork) -> None:
