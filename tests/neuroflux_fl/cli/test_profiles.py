@@ -29,7 +29,7 @@ def test_with_reach_zero_the_windows_that_the_budget_leads_to_are_measured(
 
     monkeypatch.setattr(profiles, "measure_profile", measure)
     monkeypatch.setattr(profiles, "return_freed_memory_at_once", lambda: None)
-    settings = PlannerSettings(reach=0, margin=0, slack_bytes=0, window_slack_bytes=0)
+    settings = PlannerSettings(reach=0, longest_share=1.0, margin=0, slack_bytes=0, window_slack_bytes=0)
     pair = Window(first_unit=1, last_unit=2)
     traced = profile_network(small_network, speed=MachineSpeed(), reach=3)
     units = {Window(first_unit=unit, last_unit=unit) for unit in range(3)}
