@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.gpu_device import (
@@ -27,14 +25,14 @@ from benchmarks.gpu_device import (
     tune_arm,
 )
 from benchmarks.report import WORKER_FLAG, Worker, describe_setting, print_setting, print_table, serve, write_json
-from neuroflux_fl.arm_run import VALIDATION_SHARE
+from neuroflux_fl.arm_run import open_trainer, split_images
 from neuroflux_fl.arm_tuning import TunedArm
 from neuroflux_fl.arms import ARMS, NEUROFLUX, Arm, ArmSetting
 from neuroflux_fl.block_training import TrainSettings
 from neuroflux_fl.compute import COMPUTE_PRECISIONS
-from neuroflux_fl.data import ImageData, load_data, split_validation
+from neuroflux_fl.data import ImageData, load_data
 from neuroflux_fl.data.named import CIFAR10
-from neuroflux_fl.device_training import CacheSettings, DeviceData, DeviceTrainer, TrainingResult
+from neuroflux_fl.device_training import TrainingResult
 from neuroflux_fl.evaluation import Score
 from neuroflux_fl.exits import choose_exit, exit_parameters
 from neuroflux_fl.heads import HeadSettings
@@ -43,7 +41,6 @@ from neuroflux_fl.models import MODEL_NAMES
 from neuroflux_fl.plan import Block
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.sizes import MIB, parse_bytes
-from neuroflux_fl.unit_store import UnitStore
 
 MODULE = "benchmarks.gpu_training"
 NO_LIMIT = "none"
@@ -139,9 +136,6 @@ def _answer(request: dict[str, Any]) -> Any:
 
 def _train(arm: Arm, how: TunedArm, images: ImageData, request: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Train every block to its end, then score the exits that were trained."""
-    training, validation = split_validation(
-        np.arange(len(images.train)), images.train.labels, VALIDATION_SHARE, request["seed"]
-    )
     settings = TrainSettings(
         epochs=request["epochs"],
         patience=request["patience"] or None,
@@ -150,27 +144,9 @@ def _train(arm: Arm, how: TunedArm, images: ImageData, request: dict[str, Any], 
         compute=how.compute,
         seed=request["seed"],
     )
-    data = DeviceData(
-        train=images.train.select(training),
-        validation=images.train.select(validation),
-        mean=images.mean,
-        std=images.std,
-        horizontal_flip=images.horizontal_flip,
-    )
+    data = split_images(images, request["seed"], smallest=arm.setting.planner.minimum_batch)
     held = held_bytes(device)
-    with tempfile.TemporaryDirectory(prefix="neuroflux-gpu-") as folder:
-        store = UnitStore(Path(folder) / "weights", arm.network)
-        store.initialise(settings.seed)
-        trainer = DeviceTrainer(
-            arm.network,
-            store,
-            data,
-            cache=CacheSettings(folder=Path(folder) / "cache"),
-            settings=settings,
-            planner=arm.setting.planner,
-            memory_bytes=how.plan.budget_bytes,
-            device=device,
-        )
+    with open_trainer(arm, how, data, settings, device) as trainer:
         result = trainer.train(how.plan, on_epoch=_tell)
         seconds = {**trainer.stopwatch.seconds, "profile": how.tuning_seconds}
         trained = sorted(window.last_unit for done in result.blocks for window in done.block.windows)

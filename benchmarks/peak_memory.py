@@ -21,10 +21,10 @@ from benchmarks.report import (
     describe_setting,
     print_setting,
     print_table,
-    random_images,
     serve,
     write_json,
 )
+from neuroflux_fl.arm_run import noise
 from neuroflux_fl.block_training import TrainSettings
 from neuroflux_fl.device_memory import PeakMeter, return_freed_memory_at_once, warm_up_kernels
 from neuroflux_fl.device_training import CacheSettings, DeviceData, DeviceTrainer
@@ -61,8 +61,8 @@ def make_trainer(
     store = UnitStore(folder / "store", network)
     store.initialise(seed)
     data = DeviceData(
-        train=random_images(samples, IMAGE_SHAPE, CLASSES, seed),
-        validation=random_images(0, IMAGE_SHAPE, CLASSES, seed),
+        train=noise(samples, IMAGE_SHAPE, CLASSES, seed),
+        validation=noise(0, IMAGE_SHAPE, CLASSES, seed),
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         horizontal_flip=True,

@@ -14,10 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from neuroflux_fl.data.images import LabelledImages
-
 WORKER_FLAG = "--worker"
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -114,15 +110,6 @@ def simulate(*arguments: object) -> Any:
         if done.returncode:
             raise SystemExit(f"{shlex.join(command)} ended with code {done.returncode}")
         return json.loads(done.stdout)
-
-
-def random_images(count: int, shape: tuple[int, int, int], classes: int, seed: int) -> LabelledImages:
-    """Noise with labels: training cost does not depend on what the images show."""
-    generator = np.random.default_rng(seed)
-    return LabelledImages(
-        images=generator.integers(0, 256, (count, *shape), dtype=np.uint8),
-        labels=generator.integers(0, classes, count, dtype=np.int64),
-    )
 
 
 _PACKAGES = ("torch", "torchvision", "numpy")

@@ -22,6 +22,7 @@ from neuroflux_fl.errors import DataError
 from neuroflux_fl.evaluation import Score, score_windows
 from neuroflux_fl.exits import choose_exit, exit_parameters
 from neuroflux_fl.plan import Block
+from neuroflux_fl.unit_chain import ImageShape
 from neuroflux_fl.unit_store import UnitStore
 
 PASS_EPOCHS = 2
@@ -88,18 +89,19 @@ class Schedule:
 def time_pass(arm: Arm, tuned: TunedArm, seconds: float, *, seed: int, device: torch.device) -> TimedPass:
     """Train fresh weights on noise for about ``seconds``, and at least two batches of the largest size."""
     images = samples_for(tuned, seconds)
+    shape, classes = arm.setting.image_shape, arm.setting.classes
     data = DeviceData(
-        train=_noise(images, arm, seed),
-        validation=_noise(max(1, round(images * VALIDATION_SHARE)), arm, seed + 1),
-        mean=(0.5,) * arm.setting.image_shape[0],
-        std=(0.25,) * arm.setting.image_shape[0],
+        train=noise(images, shape, classes, seed),
+        validation=noise(max(1, round(images * VALIDATION_SHARE)), shape, classes, seed + 1),
+        mean=(0.5,) * shape[0],
+        std=(0.25,) * shape[0],
         horizontal_flip=True,
     )
     settings = TrainSettings(
         epochs=PASS_EPOCHS, patience=PASS_EPOCHS, views=1, optimizer=arm.optimizer, compute=tuned.compute,
         seed=seed,
     )  # fmt: skip
-    with _trainer(arm, tuned, data, settings, device) as trainer:
+    with open_trainer(arm, tuned, data, settings, device) as trainer:
         before = trainer.stopwatch.seconds
         started = time.perf_counter()
         result = trainer.train(tuned.plan)
@@ -139,26 +141,16 @@ def train_arm(
     Raises:
         DataError: there are too few images for one batch.
     """
-    training, validation = split_validation(np.arange(len(images.train)), images.train.labels, VALIDATION_SHARE, seed)
-    smallest = arm.setting.planner.minimum_batch
-    if len(training) < smallest:
-        raise DataError(f"Data {images.name!r} leaves {len(training)} images to train on: give at least {smallest}.")
-    data = DeviceData(
-        train=images.train.select(training),
-        validation=images.train.select(validation),
-        mean=images.mean,
-        std=images.std,
-        horizontal_flip=images.horizontal_flip,
-    )
+    data = split_images(images, seed, smallest=arm.setting.planner.minimum_batch)
     epochs = schedule.epochs
     if schedule.minutes is not None:
-        epoch_seconds = len(training) * sum(block.predicted_seconds_per_sample for block in tuned.plan.blocks)
+        epoch_seconds = len(data.train) * sum(block.predicted_seconds_per_sample for block in tuned.plan.blocks)
         epochs = max(1, round((60 * schedule.minutes - tuned.tuning_seconds) / epoch_seconds))
     settings = TrainSettings(
         epochs=epochs, patience=schedule.patience, depth_patience=schedule.depth_patience, views=schedule.views,
         optimizer=arm.optimizer, compute=tuned.compute, seed=seed,
     )  # fmt: skip
-    with _trainer(arm, tuned, data, settings, device) as trainer:
+    with open_trainer(arm, tuned, data, settings, device) as trainer:
         trainer.stopwatch.add("profile", tuned.tuning_seconds)
         recorder = _Recorder(trainer, tuned, images.test, schedule.tolerance, on_point)
         result = trainer.train(tuned.plan, on_modules=recorder.on_modules, on_block=recorder.on_block)
@@ -172,8 +164,26 @@ def train_arm(
     )
 
 
+def split_images(images: ImageData, seed: int, *, smallest: int) -> DeviceData:
+    """The training images, a tenth of them kept for validation.
+
+    Raises:
+        DataError: fewer than ``smallest`` images are left to train on.
+    """
+    training, validation = split_validation(np.arange(len(images.train)), images.train.labels, VALIDATION_SHARE, seed)
+    if len(training) < smallest:
+        raise DataError(f"Data {images.name!r} leaves {len(training)} images to train on: give at least {smallest}.")
+    return DeviceData(
+        train=images.train.select(training),
+        validation=images.train.select(validation),
+        mean=images.mean,
+        std=images.std,
+        horizontal_flip=images.horizontal_flip,
+    )
+
+
 @contextmanager
-def _trainer(
+def open_trainer(
     arm: Arm, tuned: TunedArm, data: DeviceData, settings: TrainSettings, device: torch.device
 ) -> Iterator[DeviceTrainer]:
     """A device with fresh weights and an empty cache, gone afterwards."""
@@ -250,12 +260,12 @@ class _Recorder:
         self._began += time.perf_counter() - stopped
 
 
-def _noise(count: int, arm: Arm, seed: int) -> LabelledImages:
-    """Training costs the same whatever the images show."""
+def noise(count: int, shape: ImageShape, classes: int, seed: int) -> LabelledImages:
+    """Random images with labels: training costs the same whatever they show."""
     generator = np.random.default_rng(seed)
     return LabelledImages(
-        images=generator.integers(0, 256, (count, *arm.setting.image_shape), dtype=np.uint8),
-        labels=generator.integers(0, arm.setting.classes, count, dtype=np.int64),
+        images=generator.integers(0, 256, (count, *shape), dtype=np.uint8),
+        labels=generator.integers(0, classes, count, dtype=np.int64),
     )
 
 

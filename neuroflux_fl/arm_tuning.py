@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import nn
 
 from neuroflux_fl.arms import NEUROFLUX, Arm, Shape
 from neuroflux_fl.compute import ComputeSettings
@@ -103,17 +102,11 @@ class _Trial:
             return math.inf
 
     def _step_time(self, window: Window, accumulates: bool, compute: ComputeSettings, batch: int) -> float:
-        modules, run = self._arm.step(window, compute, accumulates).build(batch, self.device)
-        for tensor in (*modules.parameters(), *modules.buffers()):
-            nn.init.normal_(tensor.data, std=0.02) if tensor.is_floating_point() else tensor.zero_()
+        run = self._arm.step(window, compute, accumulates).timed(batch, self.device)
         run()
         seconds: list[float] = []
         while len(seconds) < _TIMED_STEPS and sum(seconds) < _ENOUGH_SECONDS:
-            started = time.perf_counter()
-            run()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(run())
         return min(seconds)
 
 

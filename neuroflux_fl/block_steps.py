@@ -105,7 +105,7 @@ class BlockSteps:
         values = self._compute.place(inputs.read(batch, view))
         losses = []
         for (window, units, head), optimizer in zip(self.windows, self._optimizers, strict=True):
-            checkpoints = [unit - window.first_unit for unit in window.checkpoints]
+            checkpoints = window.checkpoint_positions
             if share is None:
                 values, loss = train_window(
                     units,

@@ -80,7 +80,8 @@ class FrugalConv2d(nn.Conv2d):
     """A convolution whose weight moves during ``backward`` and never has a gradient; made by ``make_frugal``.
 
     One backward pass is one step, so gradients cannot be accumulated over several. Autograd refuses with "modified by
-    an inplace operation" where a weight would be used twice in one step. The bias has an ordinary gradient.
+    an inplace operation" where a weight would be used twice in one step. A backward pass that is cut
+    short, as by memory that ran out, leaves those weights moved that it had come to. The bias has an ordinary gradient.
     """
 
     update: WeightUpdate

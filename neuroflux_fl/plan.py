@@ -48,6 +48,11 @@ class Window:
         """Numbers of its units."""
         return range(self.first_unit, self.last_unit + 1)
 
+    @property
+    def checkpoint_positions(self) -> tuple[int, ...]:
+        """``checkpoints``, counted from the window's first unit."""
+        return tuple(unit - self.first_unit for unit in self.checkpoints)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:

@@ -249,8 +249,9 @@ def _is_trainable(profile: NetworkProfile, window: Window, budget_bytes: int | N
 
 def _needed(profile: NetworkProfile, unit: int, settings: PlannerSettings) -> int:
     """The smallest budget that trains a unit alone."""
-    ways = {_ways(profile, Window(first_unit=unit, last_unit=unit))[index] for index in (0, -1)}
-    smallest = min(_window_profile(profile, way).peak_bytes(settings.minimum_batch) for way in ways)
+    ways = _ways(profile, Window(first_unit=unit, last_unit=unit))
+    # One between the first and the last never needs least, and each costs a trace.
+    smallest = min(_window_profile(profile, way).peak_bytes(settings.minimum_batch) for way in {ways[0], ways[-1]})
     return settings.with_margin(smallest)
 
 

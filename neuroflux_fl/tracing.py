@@ -20,7 +20,6 @@ from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 _FLOAT_BYTES = 4
-_NARROW_BYTES = 3 * 1024 * 1024  # what bfloat16 convolutions take beside the copies, fitted
 _PACKED_BYTES, _PACKED_BYTES_PER_COLUMN = 512 * 1024, 768  # MKL's buffers for matrix products, fitted
 _LARGEST_BATCH = 256  # as far as batches go; a trace's rules must hold for all of them
 
@@ -130,7 +129,7 @@ def workspace_bytes(func: Any, args: Any, out: Any) -> tuple[int, int]:
     """
     if func is aten.convolution.default:
         images, weights, results = args[0], args[1], out
-        copies = _tensor_bytes(weights) + (0 if weights.dtype == torch.float32 else _NARROW_BYTES)
+        copies = _tensor_bytes(weights)
     elif func is aten.convolution_backward.default:
         results, images, weights = args[0], args[1], args[2]
         copies = _gradient_copies(images, weights, results)
@@ -151,7 +150,7 @@ def _gradient_copies(images: Tensor, weights: Tensor, results: Tensor) -> int:
         return _tensor_bytes(weights) * (1 if blocked else 2)
     per_sample = (images.numel() + results.numel()) // len(images)
     shared = torch.get_num_threads() > 1 and _LARGEST_BATCH * per_sample > weights.numel()
-    return _NARROW_BYTES + _FLOAT_BYTES * weights.numel() * (2 if shared else 1)
+    return _FLOAT_BYTES * weights.numel() * (2 if shared else 1)
 
 
 def _tensor_bytes(tensor: Tensor) -> int:

@@ -55,10 +55,9 @@ def make_profile(
     if mode == "traced":
         return traced
     windows = set(traced.windows)
-    if settings.reach == 0:
-        with suppress(BudgetError):  # The planner says so again to the user.
-            plan = plan_units(traced, budget_bytes, settings)
-            windows |= {window for block in plan.blocks for window in block.windows}
+    with suppress(BudgetError):  # The planner says so again to the user.
+        plan = plan_units(traced, budget_bytes, settings)  # may lead to windows that were not traced at the start
+        windows |= {window for block in plan.blocks for window in block.windows}
     return measure_profile(
         network,
         traced,

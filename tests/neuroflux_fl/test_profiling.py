@@ -168,6 +168,8 @@ def test_float16_is_traced_without_a_gpu(small_network: LocalNetwork) -> None:
     assert narrow[0] == narrow[1]
     # Kernels of narrow numbers take a fixed workspace, which half as wide activations make up for in large batches.
     assert narrow[0].bytes_per_sample < trace_window(step).bytes_per_sample
+    assert narrow[0].peak_bytes(4096) < trace_window(step).peak_bytes(4096)
+    assert narrow[0].peak_bytes(1) > 3 * 1024**2
 
 
 def test_a_window_is_really_measured(small_network: LocalNetwork) -> None:

@@ -11,7 +11,7 @@ from neuroflux_fl.cli import profiles
 from neuroflux_fl.cli.profiles import make_profile
 from neuroflux_fl.local_network import LocalNetwork
 from neuroflux_fl.machine_speed import MachineSpeed
-from neuroflux_fl.plan import Window
+from neuroflux_fl.plan import Block, Plan, Window
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.profiling import profile_network
 
@@ -43,3 +43,21 @@ def test_with_reach_zero_the_windows_that_the_budget_leads_to_are_measured(
     assert measured[0] >= units | whole
     assert any(window.reach == 2 for window in measured[0])
     assert measured[1] >= units | whole, "a budget that is too small is the planner's to refuse"
+
+
+def test_windows_that_the_planner_changes_are_measured_as_it_wants_them(
+    small_network: LocalNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sliced = Window(first_unit=1, last_unit=1, updates="sliced")
+    block = Block(
+        windows=(sliced,), batch_size=2, learning_rate=0.1, predicted_peak_bytes=0, predicted_seconds_per_sample=0.0
+    )
+    plan = Plan(budget_bytes=1000, blocks=(block,), untrained_units=())
+    measured: list[set[Window]] = []
+    monkeypatch.setattr(profiles, "plan_units", lambda *_: plan)
+    monkeypatch.setattr(profiles, "measure_profile", lambda *_, windows, **__: measured.append(set(windows)))
+    monkeypatch.setattr(profiles, "return_freed_memory_at_once", lambda: None)
+
+    make_profile(small_network, PlannerSettings(), 1000, "measured", CPU)
+
+    assert sliced in measured[0]
