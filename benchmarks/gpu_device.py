@@ -19,11 +19,11 @@ from neuroflux_fl.device_memory import (
     is_out_of_memory,
     limit_cuda_memory,
     release_free_memory,
-    return_freed_memory_at_once,
     warm_up_kernels,
 )
 from neuroflux_fl.errors import NeurofluxError
 from neuroflux_fl.heads import HEAD_KINDS, HeadSettings
+from neuroflux_fl.memory_allocator import return_freed_memory_at_once
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.sizes import MIB
 

@@ -26,12 +26,13 @@ from benchmarks.report import (
 )
 from neuroflux_fl.arm_run import noise
 from neuroflux_fl.block_training import TrainSettings
-from neuroflux_fl.device_memory import PeakMeter, return_freed_memory_at_once, warm_up_kernels
+from neuroflux_fl.device_memory import PeakMeter, warm_up_kernels
 from neuroflux_fl.device_training import CacheSettings, DeviceData, DeviceTrainer
 from neuroflux_fl.errors import BudgetError
 from neuroflux_fl.heads import HEAD_KINDS, HeadSettings
 from neuroflux_fl.local_network import LocalNetwork, build_network
 from neuroflux_fl.machine_speed import MachineSpeed
+from neuroflux_fl.memory_allocator import return_freed_memory_at_once
 from neuroflux_fl.models import MODEL_NAMES, build_chain
 from neuroflux_fl.plan import Block
 from neuroflux_fl.planning import PlannerSettings, plan_units

@@ -342,7 +342,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _product(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "neuroflux_fl.cli.main", *arguments]
+    return [sys.executable, "-m", "neuroflux_fl", *arguments]
 
 
 def _tied(command: Sequence[str]) -> list[str]:

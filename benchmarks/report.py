@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from neuroflux_fl.memory_allocator import allocator_environment
+
 WORKER_FLAG = "--worker"
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -26,7 +28,7 @@ class Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, WORKER_FLAG],
             cwd=_REPOSITORY,
-            env=os.environ | {"THP_MEM_ALLOC_ENABLE": "1"},  # read when torch is imported; the command line sets it too
+            env=os.environ | allocator_environment(os.environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -104,7 +106,7 @@ def write_json(path: Path | None, content: Mapping[str, object]) -> None:
 def simulate(*arguments: object) -> Any:
     """What ``neuroflux-fl simulate --json`` prints with these arguments; ends the benchmark where it fails."""
     with tempfile.TemporaryDirectory(prefix="neuroflux-benchmark-") as folder:
-        command = [sys.executable, "-m", "neuroflux_fl.cli.main", "simulate", "--json", "--out", folder]
+        command = [sys.executable, "-m", "neuroflux_fl", "simulate", "--json", "--out", folder]
         command += [str(argument) for argument in arguments]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
         if done.returncode:

@@ -11,6 +11,7 @@ from pathlib import Path
 from clients.bundle import Bundle
 from clients.telemetry_options import TelemetryOptions
 from neuroflux_fl.flower_environment import flower_command, flower_environment
+from neuroflux_fl.memory_allocator import allocator_environment
 from neuroflux_fl.toml_text import Value, flower_arguments
 
 RUNTIME_HOST = "127.0.0.1"
@@ -84,6 +85,11 @@ class ClientOptions:
         if self.threads:
             environment |= {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
         return environment
+
+    def training_environment(self) -> dict[str, str]:
+        """Of the processes that train, or start those that do."""
+        environment = self.environment()
+        return environment | allocator_environment(environment)
 
 
 def agent_command(socket: Path) -> list[str]:

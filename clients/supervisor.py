@@ -62,14 +62,14 @@ class DeviceSupervisor:
         )  # fmt: skip
         self._superexec = Child(
             "SuperExec", lambda: superexec_command(options, self._port), log=logs / "superexec.log",
-            environment=environment, backoff=pace.backoff,
+            environment=options.training_environment(), backoff=pace.backoff,
         )  # fmt: skip
         self._app_at_work = False
         self._agent: Child | None = None
         if (path := options.agent_socket) is not None:
             self._agent = Child(
-                "Device agent", lambda: agent_command(path), log=logs / "agent.log", environment=environment,
-                backoff=pace.backoff, death_signal=signal.SIGKILL,
+                "Device agent", lambda: agent_command(path), log=logs / "agent.log",
+                environment=options.training_environment(), backoff=pace.backoff, death_signal=signal.SIGKILL,
             )  # fmt: skip
         self._agent_status: AgentStatus | None = None
         self._agent_heard_at = self._next_agent_look = 0.0

@@ -12,8 +12,9 @@ import torch
 
 from neuroflux_fl.arms import NEUROFLUX, Arm, Shape
 from neuroflux_fl.compute import ComputeSettings
-from neuroflux_fl.device_memory import is_out_of_memory
+from neuroflux_fl.device_memory import is_out_of_memory, release_free_memory, run_keeping
 from neuroflux_fl.errors import BudgetError
+from neuroflux_fl.memory_allocator import FreedMemory
 from neuroflux_fl.plan import Plan, Window
 from neuroflux_fl.planning import minimum_budget, plan_units
 from neuroflux_fl.profiling import measure_profile
@@ -71,7 +72,7 @@ def tune(arm: Arm, budget_bytes: int | None, device: torch.device) -> TunedArm |
     layouts = _usable_layouts(arm, budget_bytes)
     if isinstance(layouts, Refusal):
         return layouts
-    trial = _Trial(arm, device)
+    trial = _Trial(arm, budget_bytes, device)
     search = _tune_planner if arm.name == NEUROFLUX else _tune_block
     found = search(arm, budget_bytes, layouts, trial)
     if isinstance(found, Refusal):
@@ -81,11 +82,12 @@ def tune(arm: Arm, budget_bytes: int | None, device: torch.device) -> TunedArm |
 
 
 class _Trial:
-    """Real steps of an arm; each is run once."""
+    """Real steps of an arm under a budget; each is run once."""
 
-    def __init__(self, arm: Arm, device: torch.device) -> None:
+    def __init__(self, arm: Arm, budget_bytes: int | None, device: torch.device) -> None:
         self.device = device
         self._arm = arm
+        self._budget_bytes = budget_bytes
         self._step_seconds = cache(self._run)
 
     def seconds(self, shape: Shape, compute: ComputeSettings, batch: int) -> float:
@@ -102,12 +104,18 @@ class _Trial:
             return math.inf
 
     def _step_time(self, window: Window, accumulates: bool, compute: ComputeSettings, batch: int) -> float:
+        release_free_memory()
+        freed = FreedMemory(self._budget_bytes)
         run = self._arm.step(window, compute, accumulates).timed(batch, self.device)
-        run()
-        seconds: list[float] = []
-        while len(seconds) < _TIMED_STEPS and sum(seconds) < _ENOUGH_SECONDS:
-            seconds.append(run())
-        return min(seconds)
+
+        def least() -> float:
+            run()
+            seconds: list[float] = []
+            while len(seconds) < _TIMED_STEPS and sum(seconds) < _ENOUGH_SECONDS:
+                seconds.append(run())
+            return min(seconds)
+
+        return run_keeping(freed, least)
 
 
 def _usable_layouts(arm: Arm, budget_bytes: int | None) -> list[ComputeSettings] | Refusal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -21,11 +20,12 @@ from neuroflux_fl.arm_tuning import Refusal, TunedArm, tune
 from neuroflux_fl.arms import Arm, ArmSetting
 from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.data import load_data
-from neuroflux_fl.device_memory import return_freed_memory_at_once, warm_up_kernels
+from neuroflux_fl.device_memory import warm_up_kernels
 from neuroflux_fl.errors import NeurofluxError
 from neuroflux_fl.heads import HeadSettings
 from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.machine_speed import measure_speed
+from neuroflux_fl.memory_allocator import allocator_environment, return_freed_memory_at_once
 from neuroflux_fl.plan import Block, Plan, Window
 from neuroflux_fl.planning import PlannerSettings
 
@@ -59,7 +59,7 @@ class ArmWorker:
         """
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "neuroflux_fl.arm_worker"],
-            env=os.environ | {"THP_MEM_ALLOC_ENABLE": "1"},  # read when torch is imported
+            env=os.environ | allocator_environment(os.environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -136,9 +136,6 @@ class _Served:
         if request["limited"]:
             return_freed_memory_at_once()
         warm_up_kernels()
-        # Every memory measurement collects garbage first, and need not walk through the libraries for it.
-        gc.collect()
-        gc.freeze()
         self._seed = request["seed"]
         self._arm = Arm(request["arm"], _setting(request["setting"]), measure_speed(_CPU))
         self._tuned: TunedArm

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from neuroflux_fl.block_progress import BlockProgress
 from neuroflux_fl.block_steps import BlockSteps, LiveWindow
 from neuroflux_fl.compute import ComputeSettings
-from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory
+from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory, run_keeping
 from neuroflux_fl.errors import UsageError
 from neuroflux_fl.evaluation import Score, score_windows
 from neuroflux_fl.learning_rate import rate_share
 from neuroflux_fl.local_step import OptimizerSettings
+from neuroflux_fl.memory_allocator import FreedMemory
 from neuroflux_fl.plan import Block
 from neuroflux_fl.sample_source import PLAIN_VIEW, SampleSource, TensorSource
 from neuroflux_fl.stopwatch import Stopwatch
@@ -99,6 +100,7 @@ def train_block(
     validation: SampleSource | None = None,
     device: torch.device,
     base_learning_rate: float,
+    memory_bytes: int | None = None,
     learning_rate_scale: float = 1.0,
     first_epoch: int = 0,
     deadline: float | None = None,
@@ -120,6 +122,7 @@ def train_block(
         validation: activations of validation data at the same cut, for early stopping; not read without patience.
         device: where to train.
         base_learning_rate: the rate at which a step counts as one effective step.
+        memory_bytes: what training may hold; with it an allocator that can keep freed memory inside it does so.
         learning_rate_scale: factor on the block's rate, given by the server's schedule.
         first_epoch: number of earlier passes over this data: views and orders go on from there.
         deadline: ``time.monotonic()`` after which training stops.
@@ -135,6 +138,7 @@ def train_block(
         _bring_in_code(store, block, settings, device)
         meter.start()
         monitor.holds(meter.held_bytes)
+        freed = FreedMemory(memory_bytes)
         steps = BlockSteps(store, block, settings, device)
     count = len(inputs.labels)
     run = BlockProgress(
@@ -153,7 +157,7 @@ def train_block(
         rate_at = partial(_rate_at, settings, peak_rate, epoch)
         with stopwatch.running("train"):
             run.begin_epoch()
-            finished = _epoch(steps, inputs, order, view, run, rate_at, base_learning_rate, deadline)
+            finished = _epoch(steps, inputs, order, view, run, freed, rate_at, base_learning_rate, deadline)
             run.end_epoch()
         epoch += 1
         if not finished:
@@ -161,7 +165,9 @@ def train_block(
         last = None
         if settings.patience is not None and validation is not None and len(validation.labels):
             with stopwatch.running("evaluate"):
-                scores = score_windows(steps.windows, validation, run.micro_batch or run.batch_size, settings.compute)
+                score = partial(score_windows, steps.windows, validation)
+                size = run.micro_batch or run.batch_size
+                scores = run_keeping(freed, partial(score, size, settings.compute))
             last = scores[block.last_unit]
         if on_modules is not None:
             on_modules(steps.windows)
@@ -223,6 +229,7 @@ def _epoch(
     order: NDArray[np.int64],
     view: int,
     run: BlockProgress,
+    freed: FreedMemory,
     rate_at: Callable[[float], float],
     base_learning_rate: float,
     deadline: float | None,
@@ -233,22 +240,28 @@ def _epoch(
     done = 0
     while len(remaining):
         try:
-            for batch in even_batches(
-                remaining, run.batch_size, smallest=steps.smallest, multiple=run.micro_batch or 1
-            ):
-                if deadline is not None and time.monotonic() > deadline:
-                    return False
-                # The planned rate belongs to the planned batch: after a halving it shrinks in proportion.
-                rate = rate_at(done / len(order)) * min(1.0, run.batch_size / run.block.batch_size)
-                losses = steps.step(inputs, batch, view, rate, pieces=len(batch) // (run.micro_batch or len(batch)))
-                done += len(batch)
-                run.add_step(losses, len(batch), rate / base_learning_rate)
+            with freed.kept():
+                for batch in even_batches(
+                    remaining, run.batch_size, smallest=steps.smallest, multiple=run.micro_batch or 1
+                ):
+                    if deadline is not None and time.monotonic() > deadline:
+                        return False
+                    # The planned rate belongs to the planned batch: after a halving it shrinks in proportion.
+                    rate = rate_at(done / len(order)) * min(1.0, run.batch_size / run.block.batch_size)
+                    pieces = len(batch) // (run.micro_batch or len(batch))
+                    losses = steps.step(inputs, batch, view, rate, pieces=pieces)
+                    done += len(batch)
+                    run.add_step(losses, len(batch), rate / base_learning_rate)
             return True
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or (run.micro_batch or run.batch_size) <= steps.smallest:
+            if not is_out_of_memory(error):
+                raise
+            keeping = freed.give_up()
+            if not keeping and (run.micro_batch or run.batch_size) <= steps.smallest:
                 raise
         steps.drop_gradients()
-        run.halve_batch(steps.smallest)
+        if not keeping:
+            run.halve_batch(steps.smallest)
         remaining = order[done:]
     return True
 

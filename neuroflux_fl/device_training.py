@@ -15,9 +15,10 @@ from neuroflux_fl.activation_flow import ActivationFlow
 from neuroflux_fl.block_steps import LiveWindow
 from neuroflux_fl.block_training import BlockResult, TrainSettings, train_block
 from neuroflux_fl.data.images import LabelledImages
-from neuroflux_fl.device_memory import PeakMeter
+from neuroflux_fl.device_memory import PeakMeter, run_keeping
 from neuroflux_fl.evaluation import Score, score_exits
 from neuroflux_fl.local_network import LocalNetwork
+from neuroflux_fl.memory_allocator import FreedMemory
 from neuroflux_fl.plan import Block, Plan
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.sample_source import ImageSource, SampleSource
@@ -170,6 +171,7 @@ class DeviceTrainer:
                 validation=validation,
                 device=self.device,
                 base_learning_rate=self.planner.learning_rate,
+                memory_bytes=self._memory_bytes,
                 learning_rate_scale=learning_rate_scale,
                 first_epoch=first_epoch,
                 deadline=deadline,
@@ -210,8 +212,11 @@ class DeviceTrainer:
         with self.stopwatch.running("cache"):
             meter.start()
             self.monitor.holds(meter.held_bytes)
-            inputs = self._train_flow.source_at(cut, known=start, wanted=views)
-            validation = self._validation_flow.source_at(cut, known=start) if scored else None
+            freed = FreedMemory(self._memory_bytes)
+            inputs = run_keeping(freed, lambda: self._train_flow.source_at(cut, known=start, wanted=views))
+            validation = None
+            if scored:
+                validation = run_keeping(freed, lambda: self._validation_flow.source_at(cut, known=start))
             if start not in (0, cut, keep):
                 self.cache.remove_all([*self._train_flow.keys(start), *self._validation_flow.keys(start)])
         return inputs, validation, meter.peak_bytes()

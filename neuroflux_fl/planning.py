@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from neuroflux_fl.sizes import KIB, MIB, format_bytes
 PLANNERS = ("fastest", "threshold")
 _CACHED_NUMBER_BYTES = 2
 _NO_LIMIT = 2.0**60
+_NO_PIECES_BYTES = 24 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,9 @@ class PlannerSettings:
     """Bytes kept free beside the margin: just-in-time kernels and the allocator's rounding."""
     window_slack_bytes: int = 192 * KIB
     """Bytes more for every unit in a block's windows: each has kernels of its own."""
+    pieces_bytes: int = 4 * MIB
+    """Bytes more, a quarter of what a peak has over 24 MiB and at most this: room for free pieces between tensors where
+    the allocator keeps freed memory (``FreedMemory``), without which keeping it would fail."""
 
     def __post_init__(self) -> None:
         if self.planner not in PLANNERS:
@@ -78,18 +83,16 @@ class PlannerSettings:
 
     def with_margin(self, peak_bytes: float, units: int = 1) -> int:
         """Predicted peak of a block of so many units: what the profile says, margin and slack added."""
-        return int(peak_bytes * (1 + self.margin)) + self.slack_bytes + units * self.window_slack_bytes
+        pieces = min(self.pieces_bytes, max(0.0, (peak_bytes - _NO_PIECES_BYTES) / 4))
+        return int(peak_bytes * (1 + self.margin) + pieces) + self.slack_bytes + units * self.window_slack_bytes
 
     def available(self, budget_bytes: int | None, units: int = 1) -> float:
         """The opposite of ``with_margin``: what the profile's figures may add up to. A large number for no limit."""
         if budget_bytes is None:
             return _NO_LIMIT
-        room = budget_bytes - self.slack_bytes - units * self.window_slack_bytes
-        peak = max(0, math.ceil((room + 1) / (1 + self.margin)))
         # Exactly the opposite, so that a budget which an error message names really does.
-        while peak > 0 and self.with_margin(peak, units) > budget_bytes:
-            peak -= 1
-        return peak
+        peaks = range(budget_bytes + 1)
+        return max(0, bisect_right(peaks, budget_bytes, key=lambda peak: self.with_margin(peak, units)) - 1)
 
 
 def plan_units(

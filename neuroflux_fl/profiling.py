@@ -10,18 +10,20 @@ import torch
 from torch import nn
 
 from neuroflux_fl.compute import ComputeSettings
-from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory
+from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory, run_keeping
 from neuroflux_fl.frugal_convolution import can_be_frugal
 from neuroflux_fl.heads import head_filters
 from neuroflux_fl.local_network import LocalNetwork
 from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.machine_speed import MachineSpeed
+from neuroflux_fl.memory_allocator import FreedMemory
 from neuroflux_fl.plan import Window
 from neuroflux_fl.sizes import MIB
 from neuroflux_fl.tracing import trace_step
 from neuroflux_fl.window_step import WindowStep
 
 _TRACED_BATCHES = (4, 12)
+_PIECES_BYTES = 6 * MIB  # what a budget has over what its plans may add up to
 _NARROW_KERNEL_BYTES = 3 * MIB
 """What kernels of narrow numbers keep on a CPU, at every moment and batch size; fitted on resident peaks."""
 
@@ -267,7 +269,7 @@ def measure_window(
     excess = 0.0
     for batch in batches:
         try:
-            peak, seconds = _run_real_steps(step, batch, device)
+            peak, seconds = _run_real_steps(step, batch, device, available_bytes)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -282,14 +284,18 @@ def measure_window(
     return replace(traced, memory=raised, timings=tuple(timings))
 
 
-def _run_real_steps(step: WindowStep, batch: int, device: torch.device) -> tuple[int | None, float]:
-    """Peak bytes, and the seconds of the faster of two steps after a first one."""
+def _run_real_steps(
+    step: WindowStep, batch: int, device: torch.device, available_bytes: float
+) -> tuple[int | None, float]:
+    """Peak bytes of two steps that keep no freed memory, and the seconds of the faster of two that may."""
     meter = PeakMeter(device)
     meter.start()
+    freed = FreedMemory(int(available_bytes) + _PIECES_BYTES)
     run = step.timed(batch, device)
     run()
-    seconds = min(run(), run())
-    return meter.peak_bytes(), seconds
+    run()
+    peak = meter.peak_bytes()
+    return peak, run_keeping(freed, lambda: min(run(), run()))
 
 
 def _upper_envelope(lines: Iterable[Line]) -> tuple[Line, ...]:

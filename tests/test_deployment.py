@@ -36,13 +36,13 @@ class Commands:
         self.started: list[subprocess.Popen[bytes]] = []
 
     def run(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "neuroflux_fl.cli.main", *arguments]
+        command = [sys.executable, "-m", "neuroflux_fl", *arguments]
         return subprocess.run(
             command, cwd=self.folder, env=self.environment, check=True, timeout=120, capture_output=True, text=True
         ).stdout
 
     def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "neuroflux_fl.cli.main", *arguments]
+        command = [sys.executable, "-m", "neuroflux_fl", *arguments]
         with self.log(name, "out").open("wb") as out, self.log(name, "err").open("wb") as err:
             process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=out, stderr=err)
         self.started.append(process)

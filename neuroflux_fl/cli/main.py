@@ -7,8 +7,6 @@ from __future__ import annotations
 import os
 import sys
 
-# Before torch is imported: large tensors in huge pages cost fewer page faults where freed memory goes back at once.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 for _name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
     os.environ.setdefault(_name, "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -84,7 +82,3 @@ def main() -> None:
         if ended.code == _INTERRUPTED:
             print_error("Interrupted.")  # Typer ends without a word
         raise
-
-
-if __name__ == "__main__":
-    main()

@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 
 from neuroflux_fl.compute import ComputeSettings
-from neuroflux_fl.device_memory import return_freed_memory_at_once, warm_up_kernels
+from neuroflux_fl.device_memory import warm_up_kernels
 from neuroflux_fl.errors import BudgetError, UsageError
 from neuroflux_fl.local_network import LocalNetwork
 from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.machine_speed import measure_speed
+from neuroflux_fl.memory_allocator import return_freed_memory_at_once
 from neuroflux_fl.plan import Window
 from neuroflux_fl.planning import PlannerSettings, plan_units
 from neuroflux_fl.profiling import NetworkProfile, measure_profile, profile_network, trace_window

@@ -195,7 +195,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
 def command(*arguments: str, expect: int = 0) -> Any:
     """A command of ours as its users run it."""
     done = subprocess.run(
-        [sys.executable, "-m", "neuroflux_fl.cli.main", *arguments, "--json"],
+        [sys.executable, "-m", "neuroflux_fl", *arguments, "--json"],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == expect, done.stderr

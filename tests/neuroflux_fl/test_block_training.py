@@ -7,6 +7,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -419,6 +420,39 @@ def test_out_of_memory_halves_the_batch_and_training_goes_on(
     assert (result.samples, result.steps) == (48, 11)
     assert calls[-1][1] == pytest.approx(0.025), "half the batch, half the rate"
     assert result.finished
+
+
+def test_where_freed_memory_was_kept_the_batch_is_tried_again_before_it_is_halved(
+    small_store: UnitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Kept:
+        """Keeps until it is asked to give up."""
+
+        def __init__(self, limit_bytes: int | None) -> None:
+            self._keeps = limit_bytes == 2**30
+
+        def kept(self) -> AbstractContextManager[None]:
+            return nullcontext()
+
+        def give_up(self) -> bool:
+            keeps, self._keeps = self._keeps, False
+            return keeps
+
+    def fail_twice(units: Any, head: Any, optimizer: Any, inputs: Tensor, labels: Tensor, **options: Any) -> Any:
+        sizes.append(len(inputs))
+        if len(sizes) in (3, 4):
+            raise MemoryError
+        return train_window(units, head, optimizer, inputs, labels, **options)
+
+    monkeypatch.setattr(block_training, "FreedMemory", Kept)
+    monkeypatch.setattr(block_steps, "train_window", fail_twice)
+
+    result = train(small_store, block((0, 0)), features(0, 16), TrainSettings(epochs=1, views=1), memory_bytes=2**30)
+
+    assert sizes == [2, 8, 8, 8, 4, 4]
+    assert (result.samples, result.out_of_memory_retries, result.final_batch_size) == (16, 1, 4)
 
 
 def test_out_of_memory_at_the_smallest_batch_and_other_errors_are_raised(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory, limit_cuda_memory
+from neuroflux_fl.memory_allocator import allocator_environment
 from neuroflux_fl.sizes import MIB
 
 CPU = torch.device("cpu")
@@ -24,7 +26,8 @@ import json, sys, tempfile
 from pathlib import Path
 import numpy as np, torch
 from neuroflux_fl.block_training import TrainSettings, train_block
-from neuroflux_fl.device_memory import return_freed_memory_at_once, warm_up_kernels
+from neuroflux_fl.device_memory import warm_up_kernels
+from neuroflux_fl.memory_allocator import return_freed_memory_at_once
 from neuroflux_fl.heads import HeadSettings
 from neuroflux_fl.local_network import build_network
 from neuroflux_fl.machine_speed import MachineSpeed
@@ -43,7 +46,8 @@ def unit(inputs, outputs):
 chain = chain_from_modules([unit(3, 64), unit(64, 128)], image_shape=(3, 32, 32), classes=10)
 network = build_network(chain, HeadSettings())
 profile = profile_network(network, speed=MachineSpeed())
-plan = plan_units(profile, 24 * 2**20, PlannerSettings())
+budget = int(sys.argv[2]) * 2**20
+plan = plan_units(profile, budget, PlannerSettings())
 block = plan.blocks[0]
 store = UnitStore(Path(sys.argv[1]), network)
 for unit in block.units:
@@ -52,7 +56,7 @@ count = 3 * block.batch_size
 data = TensorSource(torch.randn(count, 3, 32, 32), np.zeros(count, np.int64))
 result = train_block(
     store, block, data, TrainSettings(epochs=1, views=1), validation=data, device=torch.device("cpu"),
-    base_learning_rate=0.05,
+    base_learning_rate=0.05, memory_bytes=budget,
 )
 print(json.dumps([exact, block.predicted_peak_bytes, result.measured_peak_bytes, block.batch_size]))
 """
@@ -107,10 +111,16 @@ def test_without_proc_the_meter_says_that_it_cannot_tell(tmp_path: Path, monkeyp
 
 
 @on_linux
-def test_a_block_holds_no_more_than_its_plan_predicts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("allocator", ["system", "tcmalloc"])
+@pytest.mark.parametrize("budget", [24, 64])
+def test_a_block_holds_no_more_than_its_plan_predicts(tmp_path: Path, allocator: str, budget: int) -> None:
+    environment = os.environ | {"NEUROFLUX_FL_ALLOCATOR": allocator}
+    environment |= allocator_environment(environment)
+    if allocator == "tcmalloc" and "LD_PRELOAD" not in environment:
+        pytest.skip("tcmalloc is not installed (Debian: libtcmalloc-minimal4)")
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN_ONE_BLOCK, str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=100,
+        [sys.executable, "-c", TRAIN_ONE_BLOCK, str(tmp_path), str(budget)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=100,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
@@ -118,7 +128,7 @@ def test_a_block_holds_no_more_than_its_plan_predicts(tmp_path: Path) -> None:
     if not exact or measured is None:
         pytest.skip("this platform cannot measure exact peaks")
     assert batch_size >= 2
-    assert predicted <= 24 * MIB
+    assert predicted <= budget * MIB
     assert 0.6 * predicted <= measured <= predicted
 
 

@@ -125,7 +125,7 @@ def test_real_steps_keep_times_and_raise_the_lines_to_what_was_seen(
     window = Window(first_unit=0, last_unit=0)
     seen: list[int] = []
 
-    def steps(_step: object, batch: int, _device: object) -> tuple[int, float]:
+    def steps(_step: object, batch: int, *_others: object) -> tuple[int, float]:
         seen.append(batch)
         if batch == 32:
             raise torch.OutOfMemoryError("no more")

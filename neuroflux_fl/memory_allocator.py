@@ -1,0 +1,178 @@
+"""How the C allocator is told to keep to a memory budget: to give freed memory back, or to keep it while it fits.
+
+Every process has glibc's allocator, which can give freed tensors back to the kernel at once: peaks are then exact, and
+every step pays for fresh pages. tcmalloc, where it is installed and served the process from its start, can also keep
+them for the next step inside a limit that it holds to, as CUDA's allocator does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+
+from neuroflux_fl.sizes import MIB
+
+_CHOICE = "NEUROFLUX_FL_ALLOCATOR"
+_SYSTEM = "system"
+_LIBRARY = "tcmalloc_minimal"
+_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_MAP_FROM_BYTES = 128 * 1024
+_THREAD_CACHE_BYTES = MIB
+_UNTOUCHED_BYTES = 4 * MIB
+"""tcmalloc counts what it has handed out or split for small objects; 3 to 6 MiB of that was never touched."""
+_SMALLEST_LIMIT_BYTES = 32 * MIB
+"""Below, what no plan counts is too large a share: a library that cannot have a few bytes ends the process."""
+
+
+def allocator_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What to add to the environment of a process that is to train, before it starts.
+
+    tcmalloc where it is installed (Debian: libtcmalloc-minimal4). Otherwise huge pages for large tensors, which cost
+    fewer page faults where freed memory goes back at once. With ``NEUROFLUX_FL_ALLOCATOR=system``, or where another
+    library is preloaded already, the allocator is left alone.
+    """
+    library = None
+    if sys.platform.startswith("linux") and environment.get(_CHOICE) != _SYSTEM and "LD_PRELOAD" not in environment:
+        library = _library()
+    if library is None:
+        return {} if _HUGE_PAGES in environment else {_HUGE_PAGES: "1"}
+    # Whole huge pages would be more than what tcmalloc counts.
+    return {"LD_PRELOAD": library, _HUGE_PAGES: "0"}
+
+
+def return_freed_memory_at_once() -> bool:
+    """Make the allocator give every freed tensor back to the kernel at once, for the rest of the process.
+
+    Left alone, glibc keeps freed tensors in a fragmented heap, and a training step's true peak is about twice what
+    its tensors need. Mapping large allocations one by one makes the peak exact, at the price of page faults. Returns
+    False where the allocator is another; the measured peak then shows what that one does.
+    """
+    tcmalloc = _tcmalloc()
+    if tcmalloc is not None:
+        tcmalloc.set("tcmalloc.max_total_thread_cache_bytes", _THREAD_CACHE_BYTES)
+        tcmalloc.give_back_at_once(True)
+        return True
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = ((_M_MMAP_THRESHOLD, _MAP_FROM_BYTES), (_M_TRIM_THRESHOLD, _MAP_FROM_BYTES), (_M_ARENA_MAX, 2))
+    return all(mallopt(option, value) == 1 for option, value in settings)
+
+
+def return_free_memory() -> None:
+    """Give the heap's free pages back to the kernel, once."""
+    tcmalloc = _tcmalloc()
+    if tcmalloc is not None:
+        tcmalloc.give_back()
+    elif sys.platform.startswith("linux"):
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):
+            return
+
+
+class FreedMemory:
+    """Freed memory that is kept for the next step, as long as everything fits a limit.
+
+    The limit is over what is allocated when this is made. Only where ``return_freed_memory_at_once`` has told tcmalloc
+    to hold to budgets; everywhere else nothing changes.
+    """
+
+    def __init__(self, limit_bytes: int | None) -> None:
+        """Take note of what is allocated.
+
+        Args:
+            limit_bytes: how much more there may be, freed memory included; None, or less than 32 MiB, keeps nothing.
+        """
+        tcmalloc = _tcmalloc()
+        self._tcmalloc: _Tcmalloc | None = None
+        self._limit = 0
+        if tcmalloc is not None and tcmalloc.exact and limit_bytes is not None and limit_bytes >= _SMALLEST_LIMIT_BYTES:
+            self._tcmalloc = tcmalloc
+            self._limit = tcmalloc.held_bytes() + limit_bytes + _UNTOUCHED_BYTES
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep freed memory inside; it is given back at the end. What does not fit fails as out of memory: ask
+        ``give_up`` then."""
+        if self._tcmalloc is None:
+            yield
+            return
+        self._tcmalloc.set("tcmalloc.heap_limit_mb", -(-self._limit // MIB))
+        self._tcmalloc.give_back_at_once(False)
+        try:
+            yield
+        finally:
+            self._return_at_once(self._tcmalloc)
+
+    def give_up(self) -> bool:
+        """Keep no more from now on, after memory ran out: pieces that are free here and there may have been the cause.
+
+        Returns:
+            Whether any was kept until now, so that trying again is worth it.
+        """
+        kept, self._tcmalloc = self._tcmalloc, None
+        if kept is not None:
+            self._return_at_once(kept)
+        return kept is not None
+
+    @staticmethod
+    def _return_at_once(tcmalloc: _Tcmalloc) -> None:
+        tcmalloc.set("tcmalloc.heap_limit_mb", 0)
+        tcmalloc.give_back_at_once(True)
+        tcmalloc.give_back()
+
+
+class _Tcmalloc:
+    """gperftools' ``MallocExtension``, by its interface for C."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self.exact = False
+        """Whether it was told to keep to budgets."""
+
+    def give_back_at_once(self, at_once: bool) -> None:
+        """Or keep what is freed from now on."""
+        self.exact = self.exact or at_once
+        self.set("tcmalloc.aggressive_memory_decommit", int(at_once))
+
+    def give_back(self) -> None:
+        """What is free now."""
+        self._library.MallocExtension_ReleaseFreeMemory()
+
+    def held_bytes(self) -> int:
+        """Of the kernel: what was handed out, and what is free and was not given back."""
+        return self._get("generic.heap_size") - self._get("tcmalloc.pageheap_unmapped_bytes")
+
+    def set(self, name: str, value: int) -> None:
+        """Set a property."""
+        self._library.MallocExtension_SetNumericProperty(name.encode(), ctypes.c_size_t(value))
+
+    def _get(self, name: str) -> int:
+        value = ctypes.c_size_t()
+        self._library.MallocExtension_GetNumericProperty(name.encode(), ctypes.byref(value))
+        return value.value
+
+
+@cache
+def _tcmalloc() -> _Tcmalloc | None:
+    """The allocator that serves this process, if it is tcmalloc."""
+    if not sys.platform.startswith("linux") or _LIBRARY not in os.environ.get("LD_PRELOAD", ""):
+        return None
+    served = ctypes.CDLL(None)
+    return _Tcmalloc(served) if hasattr(served, "MallocExtension_SetNumericProperty") else None
+
+
+@cache
+def _library() -> str | None:
+    return ctypes.util.find_library(_LIBRARY)

@@ -1,0 +1,129 @@
+"""What a process is started with, and tcmalloc's limits against resident memory in processes that it serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from neuroflux_fl import memory_allocator
+from neuroflux_fl.memory_allocator import FreedMemory, allocator_environment
+
+_PRELUDE = """
+import json
+import torch
+from neuroflux_fl.device_memory import PeakMeter, run_keeping, warm_up_kernels
+from neuroflux_fl.memory_allocator import FreedMemory, return_freed_memory_at_once
+MIB = 2**20
+torch.set_num_threads(1)
+exact = return_freed_memory_at_once()
+warm_up_kernels()
+meter = PeakMeter(torch.device("cpu"))
+def touch(mib):
+    return torch.ones(mib * MIB // 4)
+"""
+
+
+def _run(code: str) -> object:
+    environment = os.environ | allocator_environment(os.environ)
+    if "LD_PRELOAD" not in environment or "tcmalloc" not in environment["LD_PRELOAD"]:
+        pytest.skip("tcmalloc is not installed (Debian: libtcmalloc-minimal4), or another allocator is preloaded")
+    done = subprocess.run(
+        [sys.executable, "-c", _PRELUDE + code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: object = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("environment", "library", "added"),
+    [
+        ({}, "libtcmalloc_minimal.so.4", {"LD_PRELOAD": "libtcmalloc_minimal.so.4", "THP_MEM_ALLOC_ENABLE": "0"}),
+        ({}, None, {"THP_MEM_ALLOC_ENABLE": "1"}),
+        ({"THP_MEM_ALLOC_ENABLE": "0"}, None, {}),
+        ({"LD_PRELOAD": "libjemalloc.so.2"}, "libtcmalloc_minimal.so.4", {"THP_MEM_ALLOC_ENABLE": "1"}),
+        ({"NEUROFLUX_FL_ALLOCATOR": "system"}, "libtcmalloc_minimal.so.4", {"THP_MEM_ALLOC_ENABLE": "1"}),
+    ],
+)
+def test_a_process_gets_tcmalloc_where_it_is_installed_and_nothing_else_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], library: str | None, added: dict[str, str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(memory_allocator, "_library", lambda: library)
+
+    assert allocator_environment(environment) == added
+
+
+def test_without_tcmalloc_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_allocator, "_tcmalloc", lambda: None)
+    freed = FreedMemory(2**30)
+    with freed.kept():
+        pass
+
+    assert not freed.give_up()
+
+
+def test_freed_memory_is_kept_inside_and_given_back_outside() -> None:
+    held = _run("""
+meter.start()
+touch(64)
+outside = meter.held_bytes()
+freed = FreedMemory(96 * MIB)
+with freed.kept():
+    touch(64)
+    inside = meter.held_bytes()
+print(json.dumps([exact, outside // MIB, inside // MIB, meter.held_bytes() // MIB]))
+""")
+    assert isinstance(held, list)
+    exact, outside, inside, after = held
+    assert exact is True
+    assert outside < 4
+    assert 60 < inside < 70
+    assert after < 4
+
+
+def test_what_is_kept_makes_room_before_the_limit_is_passed() -> None:
+    # Sizes that no earlier piece fits exactly: kept alone, the pieces would come to more than twice the limit.
+    peak = _run("""
+meter.start()
+freed = FreedMemory(64 * MIB)
+with freed.kept():
+    for mib in range(5, 60, 3):
+        one, other = touch(mib // 2), touch(mib - mib // 2)
+        del one
+        touch(3)
+        del other
+print(json.dumps(meter.peak_bytes() // MIB))
+""")
+    assert isinstance(peak, int)
+    assert 54 < peak <= 68
+
+
+def test_what_does_not_fit_fails_and_succeeds_once_nothing_is_kept() -> None:
+    outcome = _run("""
+tries = []
+def work():
+    tries.append(1)
+    return touch(80).numel() * 4 // MIB
+freed = FreedMemory(64 * MIB)
+size = run_keeping(freed, work)
+again = run_keeping(freed, work)
+print(json.dumps([len(tries), size, again, freed.give_up()]))
+""")
+
+    assert outcome == [3, 80, 80, False]
+
+
+def test_small_limits_and_no_limit_keep_nothing() -> None:
+    outcome = _run("print(json.dumps([FreedMemory(31 * MIB).give_up(), FreedMemory(None).give_up()]))")
+
+    assert outcome == [False, False]
