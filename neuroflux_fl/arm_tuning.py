@@ -19,7 +19,7 @@ from neuroflux_fl.plan import Plan, Window
 from neuroflux_fl.planning import minimum_budget, plan_units
 from neuroflux_fl.profiling import measure_profile
 
-_FIRST_BATCH = 32
+_FIRST_BATCH = 64
 """Layouts and checkpoints are compared at this batch or the largest that fits."""
 _TIMED_STEPS = 3
 _ENOUGH_SECONDS = 1.0

@@ -14,7 +14,8 @@ from neuroflux_fl.unit_chain import ImageShape, UnitChain, empty_copy
 HEAD_KINDS = ("conv", "pooled", "compact", "separable")
 FILTER_RULES = ("adaptive", "fixed")
 _FLOAT_BYTES = 4
-_COMPACT_SIDE = 8
+_COMPACT_SIDES = 2, 4
+_SEPARABLE_SIDE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +24,10 @@ class HeadSettings:
 
     kind: str = "compact"
     """``conv``: 3x3 convolution, norm, ReLU, pool to 2x2, linear. ``pooled``: average-pool to a quarter of the side
-    first, then two 1x1 convolutions (DGL's "mlp-sr"). ``compact``: average-pool to at most 8x8 first, then as ``conv``:
-    its accuracy for far fewer operations on large maps. ``separable``: likewise, with the 3x3 convolution depthwise and
-    a 1x1 one after it: the price of ``pooled``, more accurate."""
+    first, then two 1x1 convolutions (DGL's "mlp-sr"). ``compact``: average-pool to half the side first, to 4
+    at most and 2 at least, then as ``conv``: with the similarity loss its accuracy for a fraction of the operations.
+    ``separable``: average-pool to at most 8x8, then as ``conv`` with the 3x3 convolution depthwise and a 1x1 one after
+    it."""
     rule: str = "adaptive"
     """``adaptive``: the head's activations for one sample never exceed ``share`` of its unit's.
     ``fixed``: always ``filters`` (256 is classic local learning)."""
@@ -116,7 +118,14 @@ def _pooled_sides(shape: ImageShape, kind: str) -> tuple[int, int]:
         return height, width
     if kind == "pooled":
         return _quarter(height), _quarter(width)
-    return min(height, _COMPACT_SIDE), min(width, _COMPACT_SIDE)
+    if kind == "compact":
+        return _compact(height), _compact(width)
+    return min(height, _SEPARABLE_SIDE), min(width, _SEPARABLE_SIDE)
+
+
+def _compact(side: int) -> int:
+    least, most = _COMPACT_SIDES
+    return min(side, most, max(least, side // 2))
 
 
 def _quarter(side: int) -> int:

@@ -101,10 +101,11 @@ def test_compact_and_separable_heads_work_no_more_on_large_maps_and_compact_is_c
 
     for kind in ("compact", "separable"):
         assert multiplications(kind, (64, 32, 32)) == multiplications(kind, (64, 8, 8))
-    assert multiplications("compact", (64, 32, 32)) * 16 == multiplications("conv", (64, 32, 32))
+    assert multiplications("compact", (64, 32, 32)) * 64 == multiplications("conv", (64, 32, 32))
+    assert multiplications("compact", (64, 4, 4)) * 4 == multiplications("conv", (64, 4, 4))
     assert multiplications("separable", (256, 4, 4)) == 16 * (256 * 9 + 256 * 64)
-    assert repr(build_head((256, 4, 8), 10, 64, "compact", "group")) == repr(
-        build_head((256, 4, 8), 10, 64, "conv", "group")
+    assert repr(build_head((256, 2, 1), 10, 64, "compact", "group")) == repr(
+        build_head((256, 2, 1), 10, 64, "conv", "group")
     )
 
 
