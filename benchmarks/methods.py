@@ -8,6 +8,7 @@ where one is needed), each alone at its best batch size and layout, without a li
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from neuroflux_fl.comparison import ArmResult, Work, describe_budget, read_budge
 from neuroflux_fl.compute import COMPUTE_PRECISIONS
 from neuroflux_fl.heads import HEAD_KINDS, HeadSettings
 from neuroflux_fl.local_network import LocalNetwork
+from neuroflux_fl.memory_allocator import allocator_environment
 from neuroflux_fl.models import MODEL_NAMES
 from neuroflux_fl.plan import Plan
 from neuroflux_fl.planning import PlannerSettings
@@ -99,8 +101,14 @@ def _describe(options: argparse.Namespace) -> dict[str, str]:
            "read and written, cache in float16 written and read"},
         floor=f"convolutions alone, the best of batches {_BATCHES} and both layouts",
         heads=f"{options.head} (classic: conv, 256 filters), reach {options.reach}",
-        allocator="freed memory returned at once under a budget; glibc's default without",
+        allocator=f"{_allocator()} under a budget; its default without",
     )  # fmt: skip
+
+
+def _allocator() -> str:
+    if "LD_PRELOAD" in allocator_environment(os.environ):
+        return "tcmalloc, freed memory kept inside the budget"
+    return "glibc, freed memory returned at once"
 
 
 def _compare(options: argparse.Namespace, model: str, precision: str) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class _Trial:
 
     def _step_time(self, window: Window, accumulates: bool, compute: ComputeSettings, batch: int) -> float:
         release_free_memory()
-        freed = FreedMemory(self._budget_bytes)
+        freed = FreedMemory(self._budget_bytes, self.device.type)
         run = self._arm.step(window, compute, accumulates).timed(batch, self.device)
 
         def least() -> float:

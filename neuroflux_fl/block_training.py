@@ -138,7 +138,7 @@ def train_block(
         _bring_in_code(store, block, settings, device)
         meter.start()
         monitor.holds(meter.held_bytes)
-        freed = FreedMemory(memory_bytes)
+        freed = FreedMemory(memory_bytes, device.type)
         steps = BlockSteps(store, block, settings, device)
     count = len(inputs.labels)
     run = BlockProgress(

@@ -212,7 +212,7 @@ class DeviceTrainer:
         with self.stopwatch.running("cache"):
             meter.start()
             self.monitor.holds(meter.held_bytes)
-            freed = FreedMemory(self._memory_bytes)
+            freed = FreedMemory(self._memory_bytes, self.device.type)
             inputs = run_keeping(freed, lambda: self._train_flow.source_at(cut, known=start, wanted=views))
             validation = None
             if scored:

@@ -88,16 +88,19 @@ class FreedMemory:
     to hold to budgets; everywhere else nothing changes.
     """
 
-    def __init__(self, limit_bytes: int | None) -> None:
+    def __init__(self, limit_bytes: int | None, device_type: str = "cpu") -> None:
         """Take note of what is allocated.
 
         Args:
             limit_bytes: how much more there may be, freed memory included; None, or less than 32 MiB, keeps nothing.
+            device_type: whose memory the limit is about; of a GPU's this allocator knows nothing.
         """
         tcmalloc = _tcmalloc()
         self._tcmalloc: _Tcmalloc | None = None
         self._limit = 0
-        if tcmalloc is not None and tcmalloc.exact and limit_bytes is not None and limit_bytes >= _SMALLEST_LIMIT_BYTES:
+        if device_type != "cpu" or limit_bytes is None or limit_bytes < _SMALLEST_LIMIT_BYTES:
+            return
+        if tcmalloc is not None and tcmalloc.exact:
             self._tcmalloc = tcmalloc
             self._limit = tcmalloc.held_bytes() + limit_bytes + _UNTOUCHED_BYTES
 
@@ -105,15 +108,16 @@ class FreedMemory:
     def kept(self) -> Iterator[None]:
         """Keep freed memory inside; it is given back at the end. What does not fit fails as out of memory: ask
         ``give_up`` then."""
-        if self._tcmalloc is None:
+        tcmalloc = self._tcmalloc
+        if tcmalloc is None:
             yield
             return
-        self._tcmalloc.set("tcmalloc.heap_limit_mb", -(-self._limit // MIB))
-        self._tcmalloc.give_back_at_once(False)
+        tcmalloc.set("tcmalloc.heap_limit_mb", -(-self._limit // MIB))
+        tcmalloc.give_back_at_once(False)
         try:
             yield
         finally:
-            self._return_at_once(self._tcmalloc)
+            self._return_at_once(tcmalloc)
 
     def give_up(self) -> bool:
         """Keep no more from now on, after memory ran out: pieces that are free here and there may have been the cause.

@@ -290,7 +290,7 @@ def _run_real_steps(
     """Peak bytes of two steps that keep no freed memory, and the seconds of the faster of two that may."""
     meter = PeakMeter(device)
     meter.start()
-    freed = FreedMemory(int(available_bytes) + _PIECES_BYTES)
+    freed = FreedMemory(int(available_bytes) + _PIECES_BYTES, device.type)
     run = step.timed(batch, device)
     run()
     run()

@@ -430,7 +430,7 @@ def test_where_freed_memory_was_kept_the_batch_is_tried_again_before_it_is_halve
     class Kept:
         """Keeps until it is asked to give up."""
 
-        def __init__(self, limit_bytes: int | None) -> None:
+        def __init__(self, limit_bytes: int | None, _device_type: str) -> None:
             self._keeps = limit_bytes == 2**30
 
         def kept(self) -> AbstractContextManager[None]:

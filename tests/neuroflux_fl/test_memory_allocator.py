@@ -123,7 +123,7 @@ print(json.dumps([len(tries), size, again, freed.give_up()]))
     assert outcome == [3, 80, 80, False]
 
 
-def test_small_limits_and_no_limit_keep_nothing() -> None:
-    outcome = _run("print(json.dumps([FreedMemory(31 * MIB).give_up(), FreedMemory(None).give_up()]))")
+def test_small_limits_no_limit_and_other_memory_keep_nothing() -> None:
+    outcome = _run("print(json.dumps([FreedMemory(*a).give_up() for a in ((31 * MIB,), (None,), (64 * MIB, 'cuda'))]))")
 
-    assert outcome == [False, False]
+    assert outcome == [False, False, False]

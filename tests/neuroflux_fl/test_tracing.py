@@ -68,10 +68,10 @@ def test_tensor_peak_is_that_of_pytorchs_own_tracker(model: str, unit: int, kind
 
 def test_arithmetic_of_a_convolution_by_hand(small_network: LocalNetwork) -> None:
     batch = 4
-    # Unit 0: 3x3, 1 to 8, on 8x8. Head: 3x3, 8 to 8, on 4x4; linear 32 to 3. Two operations a product. Backward
+    # Unit 0: 3x3, 1 to 8, on 8x8. Head: 3x3, 8 to 8, on 2x2; linear 32 to 3. Two operations a product. Backward
     # computes gradients of weights and inputs, but the images need none.
     unit = 2 * 9 * 8 * 64
-    head = 2 * 9 * 8 * 8 * 16 + 2 * 32 * 3
+    head = 2 * 9 * 8 * 8 * 4 + 2 * 32 * 3
 
     flops = traced(small_network, 0, batch).flops
 
