@@ -101,14 +101,14 @@ def _describe(options: argparse.Namespace) -> dict[str, str]:
            "read and written, cache in float16 written and read"},
         floor=f"convolutions alone, the best of batches {_BATCHES} and both layouts",
         heads=f"{options.head} (classic: conv, 256 filters), reach {options.reach}",
-        allocator=f"{_allocator()} under a budget; its default without",
+        allocator=f"{_allocator()}; left alone without a budget",
     )  # fmt: skip
 
 
 def _allocator() -> str:
     if "LD_PRELOAD" in allocator_environment(os.environ):
-        return "tcmalloc, freed memory kept inside the budget"
-    return "glibc, freed memory returned at once"
+        return "tcmalloc, which keeps freed memory inside the budget"
+    return "glibc, which returns freed memory at once"
 
 
 def _compare(options: argparse.Namespace, model: str, precision: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from neuroflux_fl.profiling import measure_profile
 
 _FIRST_BATCH = 64
 """Layouts and checkpoints are compared at this batch or the largest that fits."""
-_TIMED_STEPS = 3
+_TIMED_STEPS = 5
 _ENOUGH_SECONDS = 1.0
 
 
@@ -139,13 +139,21 @@ def _tune_planner(
     """The product's own planner, on times measured in the faster layout."""
     planner = arm.setting.planner
     plans = {layout: plan_units(arm.profile(layout), budget_bytes, planner) for layout in layouts}
-    compute = min(
-        layouts,
-        key=lambda layout: sum(
-            trial.seconds(Shape(windows=block.windows), layout, min(block.batch_size, _FIRST_BATCH))
-            for block in plans[layout].blocks
-        ),
-    )
+    steps = {
+        layout: [
+            (Shape(windows=(window,)), min(block.batch_size, _FIRST_BATCH))
+            for block in plan.blocks
+            for window in block.windows
+        ]
+        for layout, plan in plans.items()
+    }
+    seconds = dict.fromkeys(layouts, 0.0)
+    # Turn by turn: a machine that is slower for a while is so for both.
+    for turn in range(max(map(len, steps.values()))):
+        for layout, of_layout in steps.items():
+            for shape, batch in of_layout[turn : turn + 1]:
+                seconds[layout] += trial.seconds(shape, layout, batch)
+    compute = min(layouts, key=lambda layout: seconds[layout])
     measured = measure_profile(
         arm.network,
         arm.profile(compute),

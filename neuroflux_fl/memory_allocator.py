@@ -25,7 +25,7 @@ _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MAP_FROM_BYTES = 128 * 1024
 _THREAD_CACHE_BYTES = MIB
-_UNTOUCHED_BYTES = 4 * MIB
+_UNTOUCHED_BYTES = 2 * MIB
 """tcmalloc counts what it has handed out or split for small objects; 3 to 6 MiB of that was never touched."""
 _SMALLEST_LIMIT_BYTES = 32 * MIB
 """Below, what no plan counts is too large a share: a library that cannot have a few bytes ends the process."""
@@ -97,12 +97,12 @@ class FreedMemory:
         """
         tcmalloc = _tcmalloc()
         self._tcmalloc: _Tcmalloc | None = None
-        self._limit = 0
+        self._limit_mib = 0
         if device_type != "cpu" or limit_bytes is None or limit_bytes < _SMALLEST_LIMIT_BYTES:
             return
         if tcmalloc is not None and tcmalloc.exact:
             self._tcmalloc = tcmalloc
-            self._limit = tcmalloc.held_bytes() + limit_bytes + _UNTOUCHED_BYTES
+            self._limit_mib = (tcmalloc.held_bytes() + limit_bytes + _UNTOUCHED_BYTES) // MIB
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -112,7 +112,7 @@ class FreedMemory:
         if tcmalloc is None:
             yield
             return
-        tcmalloc.set("tcmalloc.heap_limit_mb", -(-self._limit // MIB))
+        tcmalloc.set("tcmalloc.heap_limit_mb", self._limit_mib)
         tcmalloc.give_back_at_once(False)
         try:
             yield
