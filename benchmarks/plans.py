@@ -12,6 +12,7 @@ import itertools
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import WORKER_FLAG, Worker, describe_setting, print_setting, print_table, serve, write_json
-from neuroflux_fl.block_training import BlockResult, TrainSettings, train_block
+from neuroflux_fl.block_training import TrainSettings, train_block
 from neuroflux_fl.cli.profiles import make_profile
 from neuroflux_fl.heads import HeadSettings
 from neuroflux_fl.local_network import LocalNetwork, build_network
@@ -47,8 +48,8 @@ _BLOCKS = (
     "ratio ",
 )
 _SEARCH = ("budget", "plans", "chosen ms", "best ms", "ratio", "chosen", "best")
-_SHORT, _LONG = 1, 4
-"""Passes of two batches: what the longer training takes more is steps alone."""
+_IMAGES = 256
+"""Of a pass, at least two batches; the first pass is not counted."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--small", choices=MODEL_NAMES, default="vgg11")
     parser.add_argument("--width", type=float, default=0.25, help="of the small network")
     parser.add_argument("--small-budgets", nargs="+", default=["8MiB", "16MiB", "32MiB"])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5, help="passes over the data of a block")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -122,21 +123,17 @@ class _Trial:
         """Seconds for one sample, and the peak."""
         shape = self._network.chain.input_shapes[block.first_unit]
         generator = torch.Generator().manual_seed(self._seed)
-        count = 2 * block.batch_size
+        count = max(2 * block.batch_size, _IMAGES // block.batch_size * block.batch_size)
         labels = np.random.default_rng(self._seed).integers(0, 10, count)
         source = TensorSource(torch.randn((count, *shape), generator=generator), labels)
-        seconds, peaks = [], []
-        for _ in range(self._repeats):
-            short, long = self._train(block, source, _SHORT), self._train(block, source, _LONG)
-            seconds.append((long.seconds - short.seconds) / (long.samples - short.samples))
-            peaks.append(long.measured_peak_bytes)
-        return statistics.median(seconds), max((peak for peak in peaks if peak is not None), default=None)
-
-    def _train(self, block: Block, source: TensorSource, epochs: int) -> BlockResult:
-        return train_block(
-            self._store, block, source, TrainSettings(epochs=epochs, patience=None, views=1), device=CPU,
-            base_learning_rate=0.05, memory_bytes=self.budget_bytes,
+        ends: list[float] = []
+        settings = TrainSettings(epochs=1 + self._repeats, patience=None, views=1)
+        result = train_block(
+            self._store, block, source, settings, device=CPU, base_learning_rate=0.05,
+            memory_bytes=self.budget_bytes, on_epoch=lambda *_: ends.append(time.perf_counter()),
         )  # fmt: skip
+        passes = [end - start for start, end in itertools.pairwise(ends)]
+        return statistics.median(passes) / count, result.measured_peak_bytes
 
 
 def _block_row(profile: NetworkProfile, block: Block, trial: _Trial) -> dict[str, object]:
