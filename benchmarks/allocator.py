@@ -12,27 +12,25 @@ import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-from benchmarks.report import describe_setting, print_setting, print_table, write_json
+from benchmarks.report import add_pass_options, describe_setting, print_setting, print_table, write_json
 from neuroflux_fl.arm_run import PASS_EPOCHS, TimedPass
 from neuroflux_fl.arm_tuning import TunedArm
 from neuroflux_fl.arm_worker import ArmWorker
 from neuroflux_fl.arms import ARMS, NEUROFLUX, ArmSetting
-from neuroflux_fl.memory_allocator import allocator_environment
+from neuroflux_fl.memory_allocator import ALLOCATOR_CHOICE, allocator_environment
 from neuroflux_fl.models import MODEL_NAMES
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.sizes import MIB, parse_bytes
 
-_CHOICE = "NEUROFLUX_FL_ALLOCATOR"
 _HEADER = ("precision", "budget", "allocator", "samples/s", "min", "max", "ratio", "peak MiB", "predicted MiB")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and print a table."""
     options = _parser().parse_args(arguments)
-    os.environ.pop(_CHOICE, None)
+    os.environ.pop(ALLOCATOR_CHOICE, None)
     if "LD_PRELOAD" not in allocator_environment(os.environ):
         sys.exit("tcmalloc is not installed (Debian: libtcmalloc-minimal4), or LD_PRELOAD is set already.")
     setting = describe_setting(
@@ -57,12 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=list(ARMS), default=NEUROFLUX)
     parser.add_argument("--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--budgets", nargs="+", default=["40MiB", "64MiB", "192MiB"])
-    parser.add_argument("--maximum-batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5.0, help="about how long one pass should last")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add_pass_options(parser)
     return parser
 
 
@@ -74,7 +67,7 @@ def _compare(options: argparse.Namespace, precision: str, budget_bytes: int) -> 
     with ExitStack() as stack:
         workers = {}
         for name in passes:
-            os.environ[_CHOICE] = name
+            os.environ[ALLOCATOR_CHOICE] = name
             worker = ArmWorker(options.method, setting, limited=True, threads=options.threads, seed=options.seed)
             workers[name] = stack.enter_context(worker)
         for name, worker in workers.items():

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.report import describe_setting, print_setting, print_table, write_json
+from benchmarks.report import add_pass_options, describe_setting, print_setting, print_table, write_json
 from neuroflux_fl.arm_run import PASS_EPOCHS
 from neuroflux_fl.arm_tuning import TunedArm
 from neuroflux_fl.arms import ARMS, Arm, ArmSetting
@@ -81,12 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--head", choices=HEAD_KINDS, default=HeadSettings().kind)
     parser.add_argument("--reach", type=int, default=PlannerSettings().reach)
-    parser.add_argument("--maximum-batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5.0, help="about how long one pass should last")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add_pass_options(parser)
     parser.add_argument("--picture", type=Path, metavar="FILE", help="ends in .svg or .png")
     return parser
 

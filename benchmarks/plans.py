@@ -153,8 +153,7 @@ def _block_row(profile: NetworkProfile, block: Block, trial: _Trial) -> dict[str
 
 
 def _search(profile: NetworkProfile, plan: Plan, settings: PlannerSettings, trial: _Trial) -> dict[str, object]:
-    units = [block.windows for block in plan.blocks]
-    windows = [window for of_block in units for window in of_block]
+    windows = [window for block in plan.blocks for window in block.windows]
     measured: dict[tuple[tuple[Window, ...], int], float] = {}
 
     def seconds(block: Block) -> float:

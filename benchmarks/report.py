@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -59,6 +60,16 @@ class Worker:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self._process.kill()
+
+
+def add_pass_options(parser: argparse.ArgumentParser) -> None:
+    """Options of benchmarks that time passes of ``neuroflux-fl compare``."""
+    parser.add_argument("--maximum-batch", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="about how long one pass should last")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE")
 
 
 def serve(answer: Callable[[dict[str, Any]], Mapping[str, object]]) -> None:

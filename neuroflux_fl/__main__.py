@@ -7,8 +7,8 @@ import sys
 
 from neuroflux_fl.memory_allocator import allocator_environment
 
-_TRAINING = ("train", "simulate")
-"""Commands that train in their own process."""
+_TRAINING = ("train", "simulate", "plan")
+"""Commands that train in their own process, or measure there what training would take."""
 
 
 def start() -> None:

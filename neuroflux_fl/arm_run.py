@@ -173,13 +173,7 @@ def split_images(images: ImageData, seed: int, *, smallest: int) -> DeviceData:
     training, validation = split_validation(np.arange(len(images.train)), images.train.labels, VALIDATION_SHARE, seed)
     if len(training) < smallest:
         raise DataError(f"Data {images.name!r} leaves {len(training)} images to train on: give at least {smallest}.")
-    return DeviceData(
-        train=images.train.select(training),
-        validation=images.train.select(validation),
-        mean=images.mean,
-        std=images.std,
-        horizontal_flip=images.horizontal_flip,
-    )
+    return DeviceData.of(images, training, validation)
 
 
 @contextmanager

@@ -159,6 +159,7 @@ def _tune_planner(
         arm.profile(compute),
         windows=[window for block in plans[compute].blocks for window in block.windows],
         available_bytes=planner.available(budget_bytes),
+        budget_bytes=budget_bytes,
         maximum_batch=planner.maximum_batch,
         minimum_batch=planner.minimum_batch,
         device=trial.device,

@@ -165,9 +165,9 @@ def train_block(
         last = None
         if settings.patience is not None and validation is not None and len(validation.labels):
             with stopwatch.running("evaluate"):
-                score = partial(score_windows, steps.windows, validation)
                 size = run.micro_batch or run.batch_size
-                scores = run_keeping(freed, partial(score, size, settings.compute))
+                score = partial(score_windows, steps.windows, validation, size, settings.compute)
+                scores = run_keeping(freed, score)
             last = scores[block.last_unit]
         if on_modules is not None:
             on_modules(steps.windows)

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from neuroflux_fl.activation_cache import ActivationCache
 from neuroflux_fl.activation_flow import ActivationFlow
 from neuroflux_fl.block_steps import LiveWindow
 from neuroflux_fl.block_training import BlockResult, TrainSettings, train_block
-from neuroflux_fl.data.images import LabelledImages
+from neuroflux_fl.data.images import ImageData, LabelledImages
 from neuroflux_fl.device_memory import PeakMeter, run_keeping
 from neuroflux_fl.evaluation import Score, score_exits
 from neuroflux_fl.local_network import LocalNetwork
@@ -38,6 +40,17 @@ class DeviceData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     horizontal_flip: bool
+
+    @classmethod
+    def of(cls, images: ImageData, training: NDArray[np.int64], validation: NDArray[np.int64]) -> DeviceData:
+        """The training images with these numbers."""
+        return cls(
+            train=images.train.select(training),
+            validation=images.train.select(validation),
+            mean=images.mean,
+            std=images.std,
+            horizontal_flip=images.horizontal_flip,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

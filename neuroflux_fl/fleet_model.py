@@ -120,10 +120,4 @@ def device_share(config: RunConfig, data: ImageData, partition_id: int, partitio
                 f"(now {config.alpha}), use fewer devices (now {partitions}), or set require-all-classes to false."
             )
     train, validation = split_validation(indices, data.train.labels, config.validation_fraction, config.seed)
-    return DeviceData(
-        train=data.train.select(train),
-        validation=data.train.select(validation),
-        mean=data.mean,
-        std=data.std,
-        horizontal_flip=data.horizontal_flip,
-    )
+    return DeviceData.of(data, train, validation)

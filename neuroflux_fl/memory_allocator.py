@@ -17,7 +17,8 @@ from functools import cache
 
 from neuroflux_fl.sizes import MIB
 
-_CHOICE = "NEUROFLUX_FL_ALLOCATOR"
+ALLOCATOR_CHOICE = "NEUROFLUX_FL_ALLOCATOR"
+"""An environment variable: ``system`` leaves the allocator alone."""
 _SYSTEM = "system"
 _LIBRARY = "tcmalloc_minimal"
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
@@ -39,7 +40,11 @@ def allocator_environment(environment: Mapping[str, str]) -> dict[str, str]:
     library is preloaded already, the allocator is left alone.
     """
     library = None
-    if sys.platform.startswith("linux") and environment.get(_CHOICE) != _SYSTEM and "LD_PRELOAD" not in environment:
+    if (
+        sys.platform.startswith("linux")
+        and environment.get(ALLOCATOR_CHOICE) != _SYSTEM
+        and "LD_PRELOAD" not in environment
+    ):
         library = _library()
     if library is None:
         return {} if _HUGE_PAGES in environment else {_HUGE_PAGES: "1"}
@@ -52,7 +57,8 @@ def return_freed_memory_at_once() -> bool:
 
     Left alone, glibc keeps freed tensors in a fragmented heap, and a training step's true peak is about twice what
     its tensors need. Mapping large allocations one by one makes the peak exact, at the price of page faults. Returns
-    False where the allocator is another; the measured peak then shows what that one does.
+    False where there is no glibc. Any other allocator than these two that was preloaded goes on as it likes, and the
+    measured peak shows it.
     """
     tcmalloc = _tcmalloc()
     if tcmalloc is not None:
@@ -95,11 +101,11 @@ class FreedMemory:
             limit_bytes: how much more there may be, freed memory included; None, or less than 32 MiB, keeps nothing.
             device_type: whose memory the limit is about; of a GPU's this allocator knows nothing.
         """
-        tcmalloc = _tcmalloc()
         self._tcmalloc: _Tcmalloc | None = None
         self._limit_mib = 0
         if device_type != "cpu" or limit_bytes is None or limit_bytes < _SMALLEST_LIMIT_BYTES:
             return
+        tcmalloc = _tcmalloc()
         if tcmalloc is not None and tcmalloc.exact:
             self._tcmalloc = tcmalloc
             self._limit_mib = (tcmalloc.held_bytes() + limit_bytes + _UNTOUCHED_BYTES) // MIB

@@ -23,7 +23,6 @@ from neuroflux_fl.tracing import trace_step
 from neuroflux_fl.window_step import WindowStep
 
 _TRACED_BATCHES = (4, 12)
-_PIECES_BYTES = 6 * MIB  # what a budget has over what its plans may add up to
 _NARROW_KERNEL_BYTES = 3 * MIB
 """What kernels of narrow numbers keep on a CPU, at every moment and batch size; fitted on resident peaks."""
 
@@ -225,6 +224,7 @@ def measure_profile(
     *,
     windows: Iterable[Window],
     available_bytes: float,
+    budget_bytes: int | None = None,
     maximum_batch: int,
     minimum_batch: int,
     device: torch.device,
@@ -234,7 +234,7 @@ def measure_profile(
     """Run real steps of each window at two batch sizes, check the memory line on a third, and keep the times.
 
     The batch sizes stay inside ``available_bytes`` by the traced lines. Where the device holds more than the trace
-    says, the lines are raised by the largest difference seen.
+    says, the lines are raised by the largest difference seen. Steps are timed as they will run under ``budget_bytes``.
     """
     optimizer, compute = optimizer or OptimizerSettings(), compute or ComputeSettings()
     profiles = WindowTable(traced.windows.__getitem__, traced.windows)
@@ -243,6 +243,7 @@ def measure_profile(
             WindowStep(network=network, window=window, optimizer=optimizer, compute=compute),
             profiles[window],
             available_bytes=available_bytes,
+            budget_bytes=budget_bytes,
             maximum_batch=maximum_batch,
             minimum_batch=minimum_batch,
             device=device,
@@ -255,6 +256,7 @@ def measure_window(
     traced: WindowProfile,
     *,
     available_bytes: float,
+    budget_bytes: int | None,
     maximum_batch: int,
     minimum_batch: int,
     device: torch.device,
@@ -269,7 +271,7 @@ def measure_window(
     excess = 0.0
     for batch in batches:
         try:
-            peak, seconds = _run_real_steps(step, batch, device, available_bytes)
+            peak, seconds = _run_real_steps(step, batch, device, budget_bytes)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -285,12 +287,12 @@ def measure_window(
 
 
 def _run_real_steps(
-    step: WindowStep, batch: int, device: torch.device, available_bytes: float
+    step: WindowStep, batch: int, device: torch.device, budget_bytes: int | None
 ) -> tuple[int | None, float]:
     """Peak bytes of two steps that keep no freed memory, and the seconds of the faster of two that may."""
     meter = PeakMeter(device)
     meter.start()
-    freed = FreedMemory(int(available_bytes) + _PIECES_BYTES, device.type)
+    freed = FreedMemory(budget_bytes, device.type)
     run = step.timed(batch, device)
     run()
     run()

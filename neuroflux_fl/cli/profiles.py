@@ -64,6 +64,7 @@ def make_profile(
         traced,
         windows=windows,
         available_bytes=settings.available(budget_bytes),
+        budget_bytes=budget_bytes,
         maximum_batch=settings.maximum_batch,
         minimum_batch=settings.minimum_batch,
         device=device,

@@ -167,13 +167,7 @@ def train(
         trainer = DeviceTrainer(
             network,
             store,
-            DeviceData(
-                train=images.train.select(training),
-                validation=images.train.select(validation),
-                mean=images.mean,
-                std=images.std,
-                horizontal_flip=images.horizontal_flip,
-            ),
+            DeviceData.of(images, training, validation),
             cache=CacheSettings(folder=Path(folder) / "cache", quota_bytes=quota, precision=cache_precision),
             settings=train_settings,
             planner=settings,

@@ -22,7 +22,8 @@ class _Replaced(Exception):
         ("train", {"LD_PRELOAD": "one.so"}, True),
         ("simulate", {"LD_PRELOAD": "one.so"}, True),
         ("train", {"NEUROFLUX_TEST_PAGES": "1"}, False),
-        ("plan", {"LD_PRELOAD": "one.so"}, False),
+        ("plan", {"LD_PRELOAD": "one.so"}, True),
+        ("report", {"LD_PRELOAD": "one.so"}, False),
     ],
 )
 def test_commands_that_train_start_anew_where_another_allocator_is_wanted(
