@@ -160,6 +160,6 @@ def _still_stored(progress: TaskProgress, store: UnitStore) -> TaskProgress:
 def stored_digest(store: UnitStore, unit: int) -> str:
     """Digest of the stored weights of ``unit``, head included; empty where there are none that can be read."""
     try:
-        return unit_digest(store.read(unit))
+        return unit_digest([store.read(unit)])
     except StorageError:
         return ""

@@ -11,12 +11,16 @@ from torch import Tensor
 
 from neuroflux_fl.activation_cache import ActivationCache, CachedActivations, CacheKey
 from neuroflux_fl.compute import PLAIN_COMPUTE, ComputeSettings
+from neuroflux_fl.frugal_convolution import SMALLEST_BYTES, make_frugal
 from neuroflux_fl.heads import unit_activation_bytes
+from neuroflux_fl.local_network import UnitWithHead
+from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.sample_source import CachedSource, ImageSource, RecomputedSource, SampleSource
 from neuroflux_fl.sizes import MIB
 from neuroflux_fl.unit_store import UnitStore
 
 _LARGEST_PIECE = 256
+_GROUP_SHARE = 4
 
 
 class ActivationFlow:
@@ -79,7 +83,7 @@ class ActivationFlow:
     def forward(self, value: Tensor, first_unit: int, end: int) -> Tensor:
         """Eval-mode output of units ``first_unit`` to ``end - 1`` for a batch, group by group and piece by piece."""
         for group in self._groups(first_unit, end):
-            modules = [self._load(unit) for unit in group]
+            modules = [self.load(unit).unit for unit in group]
             piece = self.piece(group)
             with torch.no_grad(), self.compute.running(self._device):
                 outputs = []
@@ -95,7 +99,7 @@ class ActivationFlow:
 
     def pieces(self, source: SampleSource, view: int, group: list[int]) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         """Outputs of the units of ``group`` over a whole view in order, with the indices of each piece."""
-        modules = [self._load(unit) for unit in group]
+        modules = [self.load(unit).unit for unit in group]
         for indices in split_in_order(len(self), self.piece(group)):
             with torch.no_grad(), self.compute.running(self._device):
                 value = self.compute.place(source.read(indices, view))
@@ -139,7 +143,7 @@ class ActivationFlow:
         held = 0
         for unit in range(first_unit, end):
             weights = 4 * self._store.network.layout(unit).size_without_head
-            if group and held + weights > self._memory_bytes / 4:
+            if group and held + weights > self._memory_bytes / _GROUP_SHARE:
                 yield group
                 group, held = [], 0
             group.append(unit)
@@ -153,8 +157,15 @@ class ActivationFlow:
         # The kernels may copy a layer's input and output beside them, hence the 4.
         return max(1, min(_LARGEST_PIECE, int(self._memory_bytes / (4 * largest))))
 
-    def _load(self, unit: int) -> torch.nn.Module:
-        return self.compute.arrange(self._store.load(unit, self._device, with_head=False).unit).eval()
+    def load(self, unit: int, *, with_head: bool = False) -> UnitWithHead:
+        """A unit to be run forward, in eval mode."""
+        return self._store.load(unit, self._device, with_head=with_head, prepare=self._prepare).eval()
+
+    def _prepare(self, pair: torch.nn.Module) -> None:
+        self.compute.arrange(pair)
+        # Of large weights the usual kernel makes a reordered copy.
+        smallest = max(SMALLEST_BYTES, self._memory_bytes // _GROUP_SHARE)
+        make_frugal(pair, OptimizerSettings(), smallest_bytes=smallest)
 
 
 def split_in_order(count: int, size: int) -> Iterator[NDArray[np.int64]]:

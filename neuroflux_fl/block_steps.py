@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from neuroflux_fl.errors import UsageError
-from neuroflux_fl.frugal_convolution import prepare_updates
+from neuroflux_fl.frugal_convolution import prepare_updates, weight_updates
 from neuroflux_fl.local_step import add_gradients, apply_gradients, make_optimizer, train_window
 from neuroflux_fl.plan import Block, Window
 from neuroflux_fl.sample_source import SampleSource
@@ -37,17 +38,18 @@ class BlockSteps:
         self._compute = settings.compute
         self._similarity = settings.optimizer.similarity
         self._device = device
-        heads = {window.last_unit for window in block.windows}
-        self._pairs = {unit: store.load(unit, device, with_head=unit in heads) for unit in block.units}
-        for pair in self._pairs.values():
-            self._compute.arrange(pair)
+        self._pairs = {
+            unit: store.load(
+                unit, device, with_head=unit == window.last_unit, prepare=partial(self._prepare, window, settings)
+            )
+            for window in block.windows
+            for unit in window.units
+        }
         self.windows: list[LiveWindow] = [
             (window, [self._pairs[unit].unit for unit in window.units], self._pairs[window.last_unit].head)
             for window in block.windows
         ]
-        self._updates = [
-            prepare_updates(window, (*units, head), settings.optimizer) for window, units, head in self.windows
-        ]
+        self._updates = weight_updates(self._pairs.values())
         self._optimizers = [
             make_optimizer(
                 (p for module in (*units, head) for p in module.parameters()), settings.optimizer, block.learning_rate
@@ -74,11 +76,11 @@ class BlockSteps:
 
         With several pieces, gradients are added up over that many equal micro-batches before the weights move.
         """
-        for optimizer, updates in zip(self._optimizers, self._updates, strict=True):
+        for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            for update in updates:
-                update.learning_rate = rate
+        for update in self._updates:
+            update.learning_rate = rate
         if pieces == 1:
             return self._pass(inputs, batch, view, share=None)
         losses = [self._pass(inputs, piece, view, share=1 / pieces) for piece in np.split(batch, pieces)]
@@ -97,6 +99,10 @@ class BlockSteps:
         """Write every unit of the block, with its head where a window ends at it."""
         for unit, pair in self._pairs.items():
             self._store.save(unit, pair)
+
+    def _prepare(self, window: Window, settings: TrainSettings, pair: nn.Module) -> None:
+        self._compute.arrange(pair)
+        prepare_updates(window, [pair], settings.optimizer)
 
     def _pass(self, inputs: SampleSource, batch: NDArray[np.int64], view: int, *, share: float | None) -> list[Tensor]:
         """Forward and backward of every window; each steps at once where there is no ``share``."""

@@ -58,5 +58,11 @@ class ComputeSettings:
         return values.to(dtype=COMPUTE_PRECISIONS[self.precision], memory_format=layout)
 
 
+def layout_of(tensor: Tensor) -> torch.memory_format:
+    """channels_last only where it is not the usual layout as well, as with one channel or one pixel."""
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last and not tensor.is_contiguous() else torch.contiguous_format
+
+
 PLAIN_COMPUTE = ComputeSettings()
 """float32 in PyTorch's usual layout."""

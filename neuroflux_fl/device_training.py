@@ -209,9 +209,7 @@ class DeviceTrainer:
         """Accuracy of the stored exits on validation data, or on ``data``."""
         with self.stopwatch.running("evaluate"):
             flow = self._validation_flow if data is None else self.flow(data, views=1)
-            return score_exits(
-                flow, self.store, self.cache, first_unit=first_unit, last_unit=last_unit, device=self.device
-            )
+            return score_exits(flow, self.cache, first_unit=first_unit, last_unit=last_unit)
 
     def keep_cached_only(self, *cuts: int) -> None:
         """Remove cached activations but those at ``cuts``, which the next round or the rest of this one starts from."""

@@ -13,7 +13,6 @@ from neuroflux_fl.activation_flow import ActivationFlow, split_in_order
 from neuroflux_fl.compute import PLAIN_COMPUTE, ComputeSettings
 from neuroflux_fl.plan import Window
 from neuroflux_fl.sample_source import PLAIN_VIEW, SampleSource
-from neuroflux_fl.unit_store import UnitStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +58,7 @@ def score_windows(
     return {unit: Score(right, count) for unit, right in correct.items()}
 
 
-def score_exits(
-    flow: ActivationFlow,
-    store: UnitStore,
-    cache: ActivationCache,
-    *,
-    first_unit: int,
-    last_unit: int,
-    device: torch.device,
-) -> dict[int, Score]:
+def score_exits(flow: ActivationFlow, cache: ActivationCache, *, first_unit: int, last_unit: int) -> dict[int, Score]:
     """Score the exits of ``first_unit`` to ``last_unit`` on the flow's data, a few units in memory at a time.
 
     Activations between groups of units go through the cache and are removed again.
@@ -79,9 +70,7 @@ def score_exits(
         if known not in (0, first_unit, group[0]):
             cache.remove_all(flow.keys(known))
         known = group[0]
-        pairs = [store.load(unit, device) for unit in group]
-        for pair in pairs:
-            flow.compute.arrange(pair)
+        pairs = [flow.load(unit, with_head=True) for unit in group]
         windows: list[tuple[Window, Sequence[nn.Module], nn.Module]] = [
             (Window(first_unit=unit, last_unit=unit), [pair.unit], pair.head)
             for unit, pair in zip(group, pairs, strict=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from neuroflux_fl.compute import layout_of
 from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.plan import SLICED, SLICED_BFLOAT16, WHOLE, Window
 
@@ -101,7 +102,7 @@ def make_frugal(
     *,
     smallest_bytes: int = SMALLEST_BYTES,
     momentum_dtype: torch.dtype = torch.float32,
-) -> list[WeightUpdate]:
+) -> None:
     """Turn, in place, each large enough convolution in ``module`` into a ``FrugalConv2d``.
 
     Parameters and their names stay, except that a channels_last weight is replaced by one in the usual layout, which
@@ -113,11 +114,7 @@ def make_frugal(
         settings: momentum and weight decay.
         smallest_bytes: weights below this stay as they are, as do grouped, dilated and not zero-padded convolutions.
         momentum_dtype: float32, or bfloat16 for half the bytes.
-
-    Returns:
-        The updates, to be given a learning rate before each step.
     """
-    updates = []
     for part in module.modules():
         if type(part) is nn.Conv2d and can_be_frugal(part, smallest_bytes):
             part.__class__ = FrugalConv2d
@@ -126,16 +123,18 @@ def make_frugal(
                 usual = frugal.weight.detach().contiguous()
                 frugal.weight = nn.Parameter(usual, requires_grad=frugal.weight.requires_grad)
             frugal.update = WeightUpdate(settings, momentum_dtype=momentum_dtype)
-            updates.append(frugal.update)
-    return updates
 
 
-def prepare_updates(window: Window, modules: Iterable[nn.Module], settings: OptimizerSettings) -> list[WeightUpdate]:
+def prepare_updates(window: Window, modules: Iterable[nn.Module], settings: OptimizerSettings) -> None:
     """``make_frugal`` for the modules of a window, as its ``updates`` say."""
-    if window.updates == WHOLE:
-        return []
-    momentum_dtype = MOMENTUM_DTYPES[window.updates]
-    return [update for module in modules for update in make_frugal(module, settings, momentum_dtype=momentum_dtype)]
+    if window.updates != WHOLE:
+        for module in modules:
+            make_frugal(module, settings, momentum_dtype=MOMENTUM_DTYPES[window.updates])
+
+
+def weight_updates(modules: Iterable[nn.Module]) -> list[WeightUpdate]:
+    """Those of all ``FrugalConv2d`` in the modules, to be given a learning rate before each step."""
+    return [part.update for module in modules for part in module.modules() if isinstance(part, FrugalConv2d)]
 
 
 def can_be_frugal(convolution: nn.Conv2d, smallest_bytes: int = SMALLEST_BYTES) -> bool:
@@ -254,9 +253,7 @@ class _Convolve(torch.autograd.Function):
                 _add_product(sums, matrix[:, part.columns], patches.read(part))
             shape = patches.output_shape
             del patches  # before the output is laid out anew, so that the two are not held together
-            channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-            layout = torch.channels_last if channels_last else torch.contiguous_format
-            return _laid_out(sums.view(shape).permute(3, 0, 1, 2), images.dtype, layout)
+            return _laid_out(sums.view(shape).permute(3, 0, 1, 2), images.dtype, layout_of(images))
 
     @staticmethod
     @once_differentiable

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from neuroflux_fl.heads import HeadSettings, describe_heads
 from neuroflux_fl.packing import PackLayout
@@ -50,40 +50,44 @@ class LocalNetwork:
             head_buffers=tuple((n, s) for n, s in buffers.items() if n.startswith("head.")),
         )
 
-    def load(
-        self, unit: int, packed: NDArray[np.float32], device: torch.device, *, with_head: bool = True
+    def empty(
+        self,
+        unit: int,
+        device: torch.device,
+        *,
+        with_head: bool = True,
+        prepare: Callable[[nn.Module], object] | None = None,
     ) -> UnitWithHead:
-        """The pair with weights from a packed array (``layout(unit).size_with_head`` values), in training mode.
+        """The pair with uninitialised weights, in training mode.
 
-        Without the head, the head stays on the meta device and takes no memory.
+        Args:
+            unit: its number.
+            device: where its tensors are.
+            with_head: without it, the head stays on the meta device and takes no memory.
+            prepare: called with the pair while all of it is on the meta device, to replace modules in place or lay
+                weights out otherwise: later that would hold each weight twice.
         """
-        layout = self.layout(unit)
-        pair = UnitWithHead(
-            empty_copy(self.chain.units[unit], device),
-            empty_copy(self.heads[unit], device if with_head else "meta"),
-        )
-        tensors = dict(pair.named_parameters()) | dict(pair.named_buffers())
-        values = layout.unpack(packed, has_head=packed.size == layout.size_with_head)
-        with torch.no_grad():
-            for name, value in values.items():
-                if not tensors[name].is_meta:
-                    tensors[name].copy_(torch.from_numpy(value))
-            for name, buffer in pair.named_buffers():
-                if name not in values and not buffer.is_meta:
-                    buffer.zero_()  # batch-norm counters: never stored, because nothing reads them
+        pair = UnitWithHead(empty_copy(self.chain.units[unit]), empty_copy(self.heads[unit]))
+        if prepare is not None:
+            prepare(pair)
+        pair = UnitWithHead(empty_copy(pair.unit, device), empty_copy(pair.head, device if with_head else "meta"))
+        for buffer in pair.buffers():
+            if not buffer.is_floating_point():
+                buffer.zero_()  # batch-norm counters: never stored, because nothing reads them
         return pair
-
-    def pack(self, unit: int, pair: UnitWithHead) -> NDArray[np.float32]:
-        """The opposite of ``load``."""
-        tensors = dict(pair.named_parameters()) | dict(pair.named_buffers())
-        return self.layout(unit).pack({n: t.detach().cpu().numpy() for n, t in tensors.items() if not t.is_meta})
 
     def initial(self, unit: int, seed: int) -> NDArray[np.float32]:
         """Packed start weights of one unit: a function of (seed, unit), or the user's own weights where given."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.SeedSequence([seed, unit]).generate_state(1)[0]))
             pair = UnitWithHead(_materialise(self.chain.units[unit]), _materialise(self.heads[unit]))
-        return self.pack(unit, pair)
+        return self.layout(unit).pack({name: tensor.numpy() for name, tensor in stored_tensors(pair).items()})
+
+
+def stored_tensors(pair: UnitWithHead) -> dict[str, Tensor]:
+    """Detached parameters and buffers by name, but those on the meta device."""
+    tensors = dict(pair.named_parameters()) | dict(pair.named_buffers())
+    return {name: tensor.detach() for name, tensor in tensors.items() if not tensor.is_meta}
 
 
 def build_network(chain: UnitChain, settings: HeadSettings, norm: str = "batch") -> LocalNetwork:
@@ -105,9 +109,12 @@ EMPTY_PREFIX = "images"
 """Version of the prefix of no units: the images themselves."""
 
 
-def unit_digest(packed: NDArray[np.float32]) -> str:
-    """A hash of one packed unit, its head left out by the caller."""
-    return hashlib.sha256(np.ascontiguousarray(packed).view(np.uint8).data).hexdigest()
+def unit_digest(pieces: Iterable[NDArray[np.float32]]) -> str:
+    """A hash of one packed unit, its head left out by the caller, in pieces of any length."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(np.ascontiguousarray(piece).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def prefix_version(digests: Iterable[str]) -> str:

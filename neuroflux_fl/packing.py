@@ -97,7 +97,7 @@ class PackLayout:
         has_head = any(name in tensors for name, _ in self._head_entries)
         packed = np.empty(self.size(has_head), np.float32)
         start = 0
-        for name, shape in self._entries(has_head):
+        for name, shape in self.entries(has_head):
             if name not in tensors:
                 raise WireError(f"Tensor {name!r} is missing: the layout packs it.")
             tensor = tensors[name]
@@ -120,13 +120,14 @@ class PackLayout:
             )
         tensors: dict[str, NDArray[np.float32]] = {}
         start = 0
-        for name, shape in self._entries(has_head):
+        for name, shape in self.entries(has_head):
             stop = start + math.prod(shape)
             tensors[name] = array[start:stop].reshape(shape)
             start = stop
         return tensors
 
-    def _entries(self, has_head: bool) -> tuple[Entry, ...]:
+    def entries(self, has_head: bool) -> tuple[Entry, ...]:
+        """Tensors in the order in which they are packed, with or without the head's."""
         return self._unit_entries + (self._head_entries if has_head else ())
 
     @property

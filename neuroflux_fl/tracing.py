@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from neuroflux_fl.compute import layout_of
+
 aten = torch.ops.aten
 _FLOAT_BYTES = 4
 _PACKED_BYTES, _PACKED_BYTES_PER_COLUMN = 512 * 1024, 768  # MKL's buffers for matrix products, fitted
@@ -138,7 +140,7 @@ def workspace_bytes(func: Any, args: Any, out: Any) -> tuple[int, int]:
         return packed, packed
     else:
         return 0, 0
-    if images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous():
+    if layout_of(images) == torch.channels_last:
         return copies, 0
     moved = _tensor_bytes(images) + _tensor_bytes(results)
     return copies, moved if weights.dtype == torch.float32 else moved + copies

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from neuroflux_fl.compute import layout_of
 from neuroflux_fl.errors import UsageError
 
 ImageShape = tuple[int, int, int]
@@ -107,15 +108,19 @@ def average_pool_classifier(channels: int, classes: int) -> nn.Sequential:
 
 
 def empty_copy(module: nn.Module, device: torch.device | str = "meta") -> nn.Module:
-    """The same structure with uninitialised tensors on ``device``; on ``meta`` it takes no memory."""
+    """The same structure and layout with uninitialised tensors on ``device``; on ``meta`` it takes no memory."""
     # A deep copy that meets each tensor with its stand-in never holds the weights twice.
     memo: dict[int, object] = {}
     for parameter in module.parameters():
-        fresh = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
-        memo[id(parameter)] = nn.Parameter(fresh, requires_grad=parameter.requires_grad)
+        memo[id(parameter)] = nn.Parameter(_empty_like(parameter, device), requires_grad=parameter.requires_grad)
     for buffer in module.buffers():
-        memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+        memo[id(buffer)] = _empty_like(buffer, device)
     return copy.deepcopy(module, memo)
+
+
+def _empty_like(tensor: Tensor, device: torch.device | str) -> Tensor:
+    # torch.empty_like would do, but not from meta to fake tensors, which tracing needs.
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device, memory_format=layout_of(tensor))
 
 
 def keep_input_intact(unit: nn.Module, input_shape: ImageShape) -> nn.Module:

@@ -1,21 +1,31 @@
-"""Weights on disk, one packed array a unit: only the units in training are in memory."""
+"""Weights on disk, one packed array a unit: only the units in training are in memory, and each of them once."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from tokenize import TokenError
+from typing import BinaryIO
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from neuroflux_fl.errors import StorageError
-from neuroflux_fl.local_network import LocalNetwork, UnitWithHead, prefix_version, unit_digest
+from neuroflux_fl.local_network import LocalNetwork, UnitWithHead, prefix_version, stored_tensors, unit_digest
 
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, SyntaxError, TokenError, MemoryError)
 """What NumPy raises on damaged files."""
+
+_PIECE = 256 * 1024
+"""Numbers that are read or written at a time: a late VGG unit may be half of a device's memory budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +54,7 @@ class UnitStore:
         Raises:
             StorageError: the file is missing, or is not such an array.
         """
-        path = self._path(unit)
-        try:
-            with path.open("rb") as file:
-                packed = np.lib.format.read_array(file, allow_pickle=False)
-        except FileNotFoundError as error:
-            raise StorageError(f"Weights of unit {unit} are missing at {path}: train or receive them first.") from error
-        except _UNREADABLE as error:
-            raise StorageError(f"Weights of unit {unit} at {path} cannot be read: delete the folder.") from error
-        size = self.network.layout(unit).size_with_head
-        if packed.dtype != np.float32 or packed.shape != (size,):
-            raise StorageError(
-                f"Weights of unit {unit} at {path} hold {packed.shape} {packed.dtype}; this model needs "
-                f"({size},) float32. Delete the folder or use the model that wrote it."
-            )
-        return np.asarray(packed)
+        return next(self._pieces(unit, [self.network.layout(unit).size_with_head]))
 
     def write(self, unit: int, packed: NDArray[np.float32]) -> None:
         """Replace the weights of ``unit``; without a head in ``packed`` the stored head stays.
@@ -66,19 +62,40 @@ class UnitStore:
         Raises:
             StorageError: the folder cannot be written or the disk is full; the old weights are then untouched.
         """
-        layout = self.network.layout(unit)
-        if packed.size == layout.size_without_head != layout.size_with_head:
-            packed = np.concatenate([packed, self.read(unit)[layout.size_without_head :]])
-        self._digests.pop(unit, None)
-        write_atomically(self._path(unit), packed)
+        self._replace(unit, [packed], packed.size)
 
-    def load(self, unit: int, device: torch.device, *, with_head: bool = True) -> UnitWithHead:
-        """The unit as a module on ``device``."""
-        return self.network.load(unit, self.read(unit), device, with_head=with_head)
+    def load(
+        self,
+        unit: int,
+        device: torch.device,
+        *,
+        with_head: bool = True,
+        prepare: Callable[[nn.Module], object] | None = None,
+    ) -> UnitWithHead:
+        """The unit as a module on ``device``, in training mode; see ``LocalNetwork.empty``.
+
+        Raises:
+            StorageError: the file is missing, or is not such an array.
+        """
+        pair = self.network.empty(unit, device, with_head=with_head, prepare=prepare)
+        tensors = stored_tensors(pair)
+        parts = [part for name, _ in self.network.layout(unit).entries(with_head) for part in _parts(tensors[name])]
+        pieces = self._pieces(unit, [part.numel() for part in parts])
+        for part, piece in zip(parts, pieces, strict=True):
+            part.copy_(torch.from_numpy(piece).view(part.shape))
+        return pair
 
     def save(self, unit: int, pair: UnitWithHead) -> None:
-        """Store a trained unit; a head on the meta device (not trained) keeps its stored weights."""
-        self.write(unit, self.network.pack(unit, pair))
+        """Store a trained unit; a head on the meta device (not trained) keeps its stored weights.
+
+        Raises:
+            StorageError: the folder cannot be written or the disk is full; the old weights are then untouched.
+        """
+        layout = self.network.layout(unit)
+        tensors = stored_tensors(pair)
+        has_head = any(name in tensors for name, _ in layout.entries(True)[len(layout.entries(False)) :])
+        parts = (part for name, _ in layout.entries(has_head) for part in _parts(tensors[name]))
+        self._replace(unit, (part.contiguous().cpu().numpy() for part in parts), layout.size(has_head))
 
     def prefix_version(self, units: int) -> str:
         """A hash over the first ``units`` units, heads left out: equal prefixes have equal versions."""
@@ -87,15 +104,51 @@ class UnitStore:
     def _digest(self, unit: int) -> str:
         if unit not in self._digests:
             size = self.network.layout(unit).size_without_head
-            self._digests[unit] = unit_digest(self.read(unit)[:size])
+            lengths = [min(_PIECE, size - start) for start in range(0, size, _PIECE)]
+            self._digests[unit] = unit_digest(self._pieces(unit, lengths))
         return self._digests[unit]
+
+    def _pieces(self, unit: int, lengths: Sequence[int], *, start: int = 0) -> Iterator[NDArray[np.float32]]:
+        """Stored numbers from ``start`` on, in pieces of these lengths."""
+        path = self._path(unit)
+        size = self.network.layout(unit).size_with_head
+        try:
+            with path.open("rb") as file:
+                found, dtype = _read_header(file)
+                if dtype == np.float32 and found == (size,):
+                    file.seek(start * dtype.itemsize, os.SEEK_CUR)
+                    for length in lengths:
+                        piece = np.fromfile(file, np.float32, length)
+                        if piece.size < length:
+                            raise EOFError
+                        yield piece
+                    return
+        except FileNotFoundError as error:
+            raise StorageError(f"Weights of unit {unit} are missing at {path}: train or receive them first.") from error
+        except _UNREADABLE as error:
+            raise StorageError(f"Weights of unit {unit} at {path} cannot be read: delete the folder.") from error
+        raise StorageError(
+            f"Weights of unit {unit} at {path} hold {found} {dtype}; this model needs "
+            f"({size},) float32. Delete the folder or use the model that wrote it."
+        )
+
+    def _replace(self, unit: int, pieces: Iterable[NDArray[np.float32]], count: int) -> None:
+        """Write ``count`` numbers, and after them the stored head where they are without one."""
+        layout = self.network.layout(unit)
+        head = layout.size_with_head - layout.size_without_head
+        if count == layout.size_without_head and head:
+            count += head
+            pieces = chain(pieces, self._pieces(unit, [head], start=layout.size_without_head))
+        self._digests.pop(unit, None)
+        write_atomically(self._path(unit), pieces, count)
 
     def _path(self, unit: int) -> Path:
         return self.folder / f"unit-{unit:03d}.npy"
 
 
-def write_atomically(path: Path, array: NDArray[np.generic]) -> None:
-    """Write ``array`` as ``.npy`` under a temporary name, sync it and rename it: whole or not at all.
+def write_atomically(path: Path, pieces: Iterable[NDArray[np.float32]], count: int) -> None:
+    """Write ``pieces`` of ``count`` numbers as one ``.npy`` under a temporary name, sync it and rename it: whole or
+    not at all.
 
     Raises:
         StorageError: the folder cannot be written, or the disk is full.
@@ -104,12 +157,30 @@ def write_atomically(path: Path, array: NDArray[np.generic]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
+            npy.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (count,)})
+            for piece in pieces:
+                file.write(np.ascontiguousarray(piece, "<f4").data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StorageError(
             f"Cannot write {path}: {error.strerror or error}. Free some space or choose another folder."
         ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    version = npy.read_magic(file)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """Views of a few of its rows each, in order: together the whole tensor."""
+    rows = tensor if tensor.dim() else tensor[None]
+    at_once = max(1, _PIECE // max(1, math.prod(rows.shape[1:])))
+    return list(torch.split(rows, at_once)) if rows.numel() else []

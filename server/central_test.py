@@ -30,15 +30,12 @@ class CentralTest:
             data.test, mean=data.mean, std=data.std, horizontal_flip=False, padding=0, seed=0, device=device
         )
         self._flow = ActivationFlow(images, self._store, self._cache, views=1, memory_bytes=None, device=device)
-        self._device = device
 
     def __call__(self, arrays: dict[int, NDArray[np.float32]], first_unit: int, last_unit: int) -> dict[int, float]:
         """Accuracy of exits ``first_unit`` to ``last_unit`` of packed ``arrays``, by unit."""
         for unit in range(last_unit + 1):
             self._store.write(unit, arrays[unit])
-        scores = score_exits(
-            self._flow, self._store, self._cache, first_unit=first_unit, last_unit=last_unit, device=self._device
-        )
+        scores = score_exits(self._flow, self._cache, first_unit=first_unit, last_unit=last_unit)
         self._cache.keep_only(self._flow.keys(first_unit) if first_unit else [])
         return {unit: score.accuracy for unit, score in scores.items()}
 

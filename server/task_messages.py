@@ -37,7 +37,7 @@ class TaskMessages:
         """Version of the first ``units`` units."""
         for unit in range(units):
             if unit not in self._digests:
-                self._digests[unit] = unit_digest(self._arrays[unit][: self._layouts[unit].size_without_head])
+                self._digests[unit] = unit_digest([self._arrays[unit][: self._layouts[unit].size_without_head]])
         return prefix_version(self._digests[unit] for unit in range(units))
 
     def make(self, kind: str, task: TrainTask | EvaluateTask, node_id: int) -> Message:

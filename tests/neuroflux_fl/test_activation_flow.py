@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,9 +124,9 @@ def test_a_known_cut_is_where_running_starts(
     loaded: list[int] = []
     load = UnitStore.load
 
-    def watched(self: UnitStore, unit: int, device: torch.device, *, with_head: bool = True) -> UnitWithHead:
+    def watched(self: UnitStore, unit: int, device: torch.device, **options: Any) -> UnitWithHead:
         loaded.append(unit)
-        return load(self, unit, device, with_head=with_head)
+        return load(self, unit, device, **options)
 
     monkeypatch.setattr(UnitStore, "load", watched)
 

@@ -67,6 +67,6 @@ def test_exits_in_groups_score_as_the_whole_network_does(
             expected[unit] = Score(int(right.sum()), 60)
     assert len(flow.groups(0, 3)) > 1
 
-    assert score_exits(flow, small_store, cache, first_unit=0, last_unit=2, device=CPU) == expected
+    assert score_exits(flow, cache, first_unit=0, last_unit=2) == expected
     assert cache.used_bytes() == 0, "activations between groups are removed again"
-    assert score_exits(flow, small_store, cache, first_unit=2, last_unit=2, device=CPU) == {2: expected[2]}
+    assert score_exits(flow, cache, first_unit=2, last_unit=2) == {2: expected[2]}

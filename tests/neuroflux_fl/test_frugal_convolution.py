@@ -12,7 +12,13 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from neuroflux_fl.frugal_convolution import SLICE_BYTES, FrugalConv2d, WeightUpdate, make_frugal
+from neuroflux_fl.frugal_convolution import (
+    SLICE_BYTES,
+    FrugalConv2d,
+    WeightUpdate,
+    make_frugal,
+    weight_updates,
+)
 from neuroflux_fl.local_step import OptimizerSettings, make_optimizer, train_window
 from neuroflux_fl.tracing import trace_step
 from neuroflux_fl.unit_chain import empty_copy
@@ -45,6 +51,11 @@ def classifier(convolution: nn.Conv2d, shape: tuple[int, ...], first: nn.Module 
     return network
 
 
+def made_frugal(module: nn.Module, settings: OptimizerSettings, **options: Any) -> list[WeightUpdate]:
+    make_frugal(module, settings, **options)
+    return weight_updates([module])
+
+
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 @pytest.mark.parametrize(
     ("build", "shape"),
@@ -64,7 +75,7 @@ def test_steps_equal_those_of_torch(build: Callable[[], nn.Conv2d], shape: tuple
     # A layer before it, so that the gradient by the input is tested through what it moves there.
     network = classifier(build(), shape, first=nn.Conv2d(shape[1], shape[1], 1))
     plain = copy.deepcopy(network)
-    updates = make_frugal(network[1], settings, smallest_bytes=0)
+    updates = made_frugal(network[1], settings, smallest_bytes=0)
     batches = random_batches(shape)
 
     loss = train(network, updates, settings, batches)
@@ -81,7 +92,7 @@ def test_a_first_layer_without_bias_moves_too() -> None:
     plain = copy.deepcopy(network)
     batches = random_batches((2, 4, 4, 4))
 
-    train(network, make_frugal(network, SETTINGS, smallest_bytes=0), SETTINGS, batches)
+    train(network, made_frugal(network, SETTINGS, smallest_bytes=0), SETTINGS, batches)
     train(plain, [], SETTINGS, batches)
 
     torch.testing.assert_close(network[1].weight, plain[1].weight)
@@ -93,7 +104,7 @@ def test_under_autocast_images_are_narrow_and_products_are_not() -> None:
     network = classifier(nn.Conv2d(64, 32, 3, padding=1), shape, first=nn.Conv2d(64, 64, 1))
     plain, weight = copy.deepcopy(network), cast(nn.Conv2d, network[1]).weight
     before = weight.detach().clone()
-    updates = make_frugal(network[1], SETTINGS, smallest_bytes=0)
+    updates = made_frugal(network[1], SETTINGS, smallest_bytes=0)
     images, labels = random_batches(shape, 1)[0]
     moves = []
     for net in (network, plain):
@@ -121,7 +132,7 @@ def test_channels_last_gives_the_same_steps_and_stays() -> None:
     network = classifier(nn.Conv2d(16, 8, 3, padding=1), shape)
     plain, batches = copy.deepcopy(network), random_batches(shape)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    updates = make_frugal(network, SETTINGS, smallest_bytes=0)
+    updates = made_frugal(network, SETTINGS, smallest_bytes=0)
     last = [(images.to(memory_format=torch.channels_last), labels) for images, labels in batches]
 
     train(network, updates, SETTINGS, last)
@@ -146,7 +157,7 @@ def test_bfloat16_momentum_trains_as_well_as_float32() -> None:
             nn.Flatten(), nn.Linear(128, 10),
         )  # fmt: skip
         settings = OptimizerSettings()
-        updates = make_frugal(network, settings, smallest_bytes=0, momentum_dtype=dtype)
+        updates = made_frugal(network, settings, smallest_bytes=0, momentum_dtype=dtype)
         batches = [*zip(torch.split(images[:1200], 30), torch.split(labels[:1200], 30), strict=True)] * 2
         train(network, updates, settings, batches)
         network.eval()
@@ -196,7 +207,7 @@ def test_what_is_not_supported_or_small_is_left_alone() -> None:
     )  # fmt: skip
     names, parameters = list(module.state_dict()), list(module.parameters())
 
-    updates = make_frugal(module, SETTINGS, smallest_bytes=4 * 8 * 8 * 9)
+    updates = made_frugal(module, SETTINGS, smallest_bytes=4 * 8 * 8 * 9)
 
     assert [type(part) for part in module] == [nn.Conv2d] * 5 + [FrugalConv2d]
     assert len(updates) == 1

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.heads import HeadSettings
 from neuroflux_fl.local_network import (
     LocalNetwork,
     build_network,
     head_parameters,
     prefix_version,
+    stored_tensors,
     unit_digest,
     unit_parameters,
 )
 from neuroflux_fl.unit_chain import chain_from_modules
+from neuroflux_fl.unit_store import UnitStore
 
 CPU = torch.device("cpu")
 
@@ -29,23 +34,27 @@ def test_layout_by_hand(small_network: LocalNetwork) -> None:
     assert layout.sizes[1] == layout.sizes[3] == 2 * 8, "running mean and variance, without the counter"
 
 
-def test_pack_undoes_load(small_network: LocalNetwork) -> None:
-    packed = np.random.default_rng(0).normal(size=small_network.layout(1).size_with_head).astype(np.float32)
+def test_head_left_out_takes_no_memory(small_network: LocalNetwork) -> None:
+    pair = small_network.empty(1, CPU, with_head=False)
 
-    pair = small_network.load(1, packed, CPU)
-
-    np.testing.assert_array_equal(small_network.pack(1, pair), packed)
+    assert all(value.is_meta for value in pair.head.state_dict().values())
+    assert not any(value.is_meta for value in pair.unit.state_dict().values())
+    assert {name.partition(".")[0] for name in stored_tensors(pair)} == {"unit"}
     assert pair.training
 
 
-def test_head_left_out_takes_no_memory_and_is_not_packed(small_network: LocalNetwork) -> None:
-    packed = small_network.initial(1, seed=0)
-    layout = small_network.layout(1)
+def test_layout_and_kind_of_layers_are_chosen_before_there_are_weights(small_network: LocalNetwork) -> None:
+    seen: list[nn.Parameter] = []
 
-    pair = small_network.load(1, packed, CPU, with_head=False)
+    def prepare(pair: nn.Module) -> None:
+        seen.extend(pair.parameters())
+        ComputeSettings(channels_last=True).arrange(pair)
 
-    assert all(value.is_meta for value in pair.head.state_dict().values())
-    np.testing.assert_array_equal(small_network.pack(1, pair), packed[: layout.size_without_head])
+    pair = small_network.empty(1, CPU, prepare=prepare)
+
+    assert seen
+    assert all(parameter.is_meta for parameter in seen)
+    assert pair.get_parameter("unit.0.weight").is_contiguous(memory_format=torch.channels_last)
 
 
 def test_start_weights_are_a_function_of_seed_and_unit(small_network: LocalNetwork) -> None:
@@ -68,7 +77,7 @@ def test_weights_that_the_user_gave_are_the_start() -> None:
     np.testing.assert_array_equal(packed[:36], unit.weight.detach().numpy().ravel())
 
 
-def test_buffers_outside_the_state_dict_are_packed() -> None:
+def test_buffers_outside_the_state_dict_are_stored(tmp_path: Path) -> None:
     class Shift(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -81,7 +90,9 @@ def test_buffers_outside_the_state_dict_are_packed() -> None:
 
     network = build_network(chain_from_modules([Shift()], image_shape=(1, 8, 8), classes=2), HeadSettings())
 
-    pair = network.load(0, network.initial(0, seed=0), CPU)
+    store = UnitStore(tmp_path, network)
+    store.initialise(seed=0)
+    pair = store.load(0, CPU)
 
     assert pair.get_buffer("unit.shift").tolist() == [7.0]
 
@@ -90,7 +101,7 @@ def test_version_depends_on_every_unit_and_on_the_order() -> None:
     first, second = np.zeros(3, np.float32), np.ones(3, np.float32)
 
     def version(*units: np.ndarray) -> str:
-        return prefix_version(unit_digest(unit) for unit in units)
+        return prefix_version(unit_digest([unit]) for unit in units)
 
     assert version(first, second) == version(first.copy(), second.copy())
     assert len({version(first), version(second), version(first, second), version(second, first)}) == 4

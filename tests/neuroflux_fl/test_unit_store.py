@@ -10,8 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from neuroflux_fl import unit_store
+from neuroflux_fl.compute import ComputeSettings
+from neuroflux_fl.device_memory import PeakMeter
 from neuroflux_fl.errors import StorageError
+from neuroflux_fl.heads import HeadSettings
+from neuroflux_fl.local_network import build_network, stored_tensors
+from neuroflux_fl.unit_chain import chain_from_modules
 from neuroflux_fl.unit_store import UnitStore
 
 CPU = torch.device("cpu")
@@ -30,6 +37,57 @@ def test_saved_units_come_back_with_buffers(small_store: UnitStore) -> None:
     loaded = small_store.load(1, CPU).state_dict()
     for name, value in pair.state_dict().items():
         assert torch.equal(loaded[name], value) or name.endswith("num_batches_tracked")
+
+
+def test_a_unit_without_its_head_is_stored_before_the_head_that_was_there(small_store: UnitStore) -> None:
+    before = small_store.read(1)
+    size = small_store.network.layout(1).size_without_head
+    pair = small_store.load(1, CPU, with_head=False)
+    for tensor in stored_tensors(pair).values():
+        tensor.add_(1)
+
+    small_store.save(1, pair)
+
+    after = small_store.read(1)
+    np.testing.assert_array_equal(after[:size], before[:size] + 1)
+    np.testing.assert_array_equal(after[size:], before[size:])
+
+
+def test_layout_makes_no_difference_to_what_is_stored(small_store: UnitStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unit_store, "_PIECE", 100)  # several pieces for a tensor
+    before = small_store.read(1)
+    version = small_store.prefix_version(2)
+
+    pair = small_store.load(1, CPU, prepare=ComputeSettings(channels_last=True).arrange)
+    usual = small_store.load(1, CPU)
+    small_store.save(1, pair)
+
+    assert pair.get_parameter("unit.0.weight").is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(pair.get_parameter("unit.0.weight"), usual.get_parameter("unit.0.weight"))
+    np.testing.assert_array_equal(small_store.read(1), before)
+    assert small_store.prefix_version(2) == version
+
+
+def test_weights_are_held_once_on_their_way_in_and_out(tmp_path: Path) -> None:
+    unit = nn.Conv2d(768, 512, 3, device="meta")
+    chain = chain_from_modules([unit], image_shape=(768, 4, 4), classes=2)
+    store = UnitStore(tmp_path, build_network(chain, HeadSettings(kind="pooled")))
+    store.initialise(seed=0)
+    weights = 4 * 768 * 512 * 9
+    meter = PeakMeter(CPU)
+
+    meter.start()
+    pair = store.load(0, CPU, prepare=ComputeSettings(channels_last=True).arrange)
+    loading = meter.peak_bytes()
+    meter.start()
+    store.save(0, pair)
+    store.prefix_version(1)
+    saving = meter.peak_bytes()
+
+    if loading is None or saving is None:
+        pytest.skip("this platform does not tell peak memory")
+    assert weights <= loading < 1.3 * weights
+    assert saving < 0.3 * weights
 
 
 def test_write_without_a_head_keeps_the_stored_head(small_store: UnitStore) -> None:

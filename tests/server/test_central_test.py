@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from neuroflux_fl.data import ImageData, normalise
 from neuroflux_fl.fleet_model import run_data, run_network
-from neuroflux_fl.local_network import LocalNetwork
+from neuroflux_fl.local_network import LocalNetwork, stored_tensors
 from neuroflux_fl.run_config import RunConfig
 from server.central_test import CentralTest
 
@@ -34,10 +34,13 @@ def network(data: ImageData) -> LocalNetwork:
 def plain_accuracy(
     network: LocalNetwork, arrays: dict[int, NDArray[np.float32]], data: ImageData, exit_unit: int
 ) -> float:
+    device = torch.device("cpu")
     values = normalise(torch.from_numpy(data.test.images), data.mean, data.std)
     with torch.no_grad():
         for unit in range(exit_unit + 1):
-            pair = network.load(unit, arrays[unit], torch.device("cpu")).eval()
+            pair = network.empty(unit, device).eval()
+            for name, value in network.layout(unit).unpack(arrays[unit], has_head=True).items():
+                stored_tensors(pair)[name].copy_(torch.from_numpy(value))
             values = pair.unit(values)
         scores = pair.head(values)
     return float((scores.argmax(1).numpy() == data.test.labels).mean())
