@@ -25,12 +25,15 @@ class PlannerSettings:
 
     planner: str = "fastest"
     """``fastest``: least predicted time. ``threshold``: merge units of like batch sizes (the paper's idea)."""
-    reach: int = 1
+    reach: int = 0
     """Units in a window at most. 1 is NeuroFlux as published; 0 is as many as fit at ``useful_batch``, up to
     ``longest_share`` of the network."""
+    progressive: bool = False
+    """Whether a block is trained to its end before the next one begins, for many passes, as on a single device. Blocks
+    are then no longer than ``longest_share`` of the network either, however much would fit."""
     longest_share: float = 0.25
-    """Only for reach 0. Four windows, one after the other, were as accurate as one over the whole network after long
-    training, and far ahead of it after short (docs/methods.md)."""
+    """Four windows, one after the other, were as accurate as one over the whole network after long training, and far
+    ahead of it, and of all units at once, after short (docs/methods.md)."""
     useful_batch: int = 16
     """A window that does not fit at this batch size gets sliced updates; with reach 0, memory beyond what it needs is
     spent on longer windows."""
@@ -203,7 +206,7 @@ def _cut_windows(
     """Windows of up to ``reach`` units, shorter where a long one does not fit, and the units that do not fit."""
     if settings.reach == 0:
         useful = _useful_batch(settings)
-        longest = max(1, math.ceil(settings.longest_share * len(profile.units)))
+        longest = _longest(profile, settings)
         windows, untrained = fewest_windows(
             range(first, last + 1),
             fits=lambda window: (
@@ -268,6 +271,15 @@ def _contiguous_runs(windows: Sequence[Window]) -> list[list[Window]]:
     return runs
 
 
+def _longest(profile: NetworkProfile, settings: PlannerSettings) -> int:
+    return max(1, math.ceil(settings.longest_share * len(profile.units)))
+
+
+def _may_be_block(profile: NetworkProfile, windows: Sequence[Window], settings: PlannerSettings) -> bool:
+    units = sum(window.reach for window in windows)
+    return not settings.progressive or len(windows) == 1 or units <= _longest(profile, settings)
+
+
 def _useful_batch(settings: PlannerSettings) -> int:
     return max(settings.minimum_batch, min(settings.useful_batch, settings.maximum_batch))
 
@@ -300,6 +312,8 @@ def _merge_fastest(
     for end in range(1, len(windows) + 1):
         options = []
         for start in range(end):
+            if not _may_be_block(profile, windows[start:end], settings):
+                continue
             block = make_block(profile, tuple(windows[start:end]), budget_bytes, settings)
             if block is not None:
                 seconds, blocks = best[start]
@@ -318,7 +332,8 @@ def _merge_by_threshold(
     first_batch = 0
     for window in windows:
         batch = min(settings.maximum_batch, _largest_batch(profile, window, budget_bytes, settings))
-        joined = make_block(profile, (*group, window), budget_bytes, settings) if group else None
+        may_join = bool(group) and _may_be_block(profile, (*group, window), settings)
+        joined = make_block(profile, (*group, window), budget_bytes, settings) if may_join else None
         if joined is not None and abs(batch - first_batch) <= settings.rho * first_batch:
             group.append(window)
             current = joined

@@ -122,7 +122,7 @@ class RunConfig:
     """Pause between polls for replies; in-process fleets do not pause."""
     planner: str = "fastest"
     """fastest or threshold."""
-    reach: int = 1
+    reach: int = 0
     """Units that one gradient passes through, at most; 0 is as many as memory allows at a useful batch size."""
     rho: float = 0.4
     """Threshold planner: how far batch sizes of merged units may differ."""

@@ -276,7 +276,8 @@ class Fleet:
         if self._tester is None:
             return {}
         first = stage.first_unit if self._config.method == "neuroflux" else stage.last_unit
-        return self._tester(self._arrays, first, stage.last_unit)
+        scores = self._tester(self._arrays, first, stage.last_unit)
+        return {unit: accuracy for unit, accuracy in scores.items() if unit in self._trained_heads}
 
     def _train_message(self, work: FleetRound, stage: Stage, rate_scale: float, node_id: int) -> Message:
         config, device = self._config, self._roster.devices[node_id]

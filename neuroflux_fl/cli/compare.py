@@ -61,8 +61,11 @@ def compare(
     head_rule: Annotated[str, typer.Option(help="adaptive or fixed number of filters.")] = "adaptive",
     head_filters: Annotated[int, typer.Option(help="Filters of a head; adaptive: the most allowed.")] = 64,
     reach: Annotated[
-        int, typer.Option(help="NeuroFlux: units that one gradient passes through, at most; 0: as memory allows.")
-    ] = 1,
+        int,
+        typer.Option(
+            help="NeuroFlux: units that one gradient passes through, at most; 0: as memory allows, up to a quarter."
+        ),
+    ] = 0,
     maximum_batch: Annotated[int, typer.Option(help="Largest batch size.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="At batch 64; grows linearly with the batch.")] = 0.05,
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 leaves them alone.")] = 0,
@@ -118,6 +121,7 @@ def compare(
     )  # fmt: skip
     planner = PlannerSettings(
         reach=reach,
+        progressive=True,
         minimum_batch=1 if norm == "group" else 2,
         maximum_batch=maximum_batch,
         learning_rate=learning_rate,

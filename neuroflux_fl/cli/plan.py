@@ -34,8 +34,8 @@ def plan(
     head_filters: Annotated[int, typer.Option(help="Filters of a head; adaptive: the most allowed.")] = 64,
     planner: Annotated[str, typer.Option(help="fastest or threshold.")] = "fastest",
     reach: Annotated[
-        int, typer.Option(help="Units that one gradient passes through, at most; 0: as memory allows.")
-    ] = 1,
+        int, typer.Option(help="Units that one gradient passes through, at most; 0: as memory allows, up to a quarter.")
+    ] = 0,
     rho: Annotated[float, typer.Option(help="Threshold planner: how far merged batch sizes may differ.")] = 0.4,
     maximum_batch: Annotated[int, typer.Option(help="Largest batch size.")] = 256,
     precision: Annotated[str, typer.Option(help="What to compute in: float32 or bfloat16.")] = "float32",
@@ -62,7 +62,13 @@ def plan(
             width=width,
             norm=norm,
             head={"kind": head, "rule": head_rule, "filters": head_filters},
-            planner={"planner": planner, "reach": reach, "rho": rho, "maximum_batch": maximum_batch},
+            planner={
+                "planner": planner,
+                "reach": reach,
+                "progressive": True,
+                "rho": rho,
+                "maximum_batch": maximum_batch,
+            },
             compute={"precision": precision, "channels_last": channels_last},
             method=method,
             profile_mode=profile,

@@ -50,7 +50,8 @@ def simulate(
     method: Annotated[str | None, typer.Option(help="neuroflux, backprop-all or backprop-fitting.")] = None,
     head: Annotated[str | None, typer.Option(help="compact, conv, separable or pooled.")] = None,
     reach: Annotated[
-        int | None, typer.Option(help="Units that one gradient passes through, at most; 0: as memory allows.")
+        int | None,
+        typer.Option(help="Units that one gradient passes through, at most; 0: as memory allows, up to a quarter."),
     ] = None,
     cohort: Annotated[int | None, typer.Option(help="Devices drawn for a round; 0 takes all.")] = None,
     train_limit: Annotated[int | None, typer.Option(help="Use this many training images; 0 uses all.")] = None,

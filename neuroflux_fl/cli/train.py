@@ -48,8 +48,8 @@ def train(
     head_filters: Annotated[int, typer.Option(help="Filters of a head; adaptive: the most allowed.")] = 64,
     planner: Annotated[str, typer.Option(help="fastest or threshold.")] = "fastest",
     reach: Annotated[
-        int, typer.Option(help="Units that one gradient passes through, at most; 0: as memory allows.")
-    ] = 1,
+        int, typer.Option(help="Units that one gradient passes through, at most; 0: as memory allows, up to a quarter.")
+    ] = 0,
     maximum_batch: Annotated[int, typer.Option(help="Largest batch size.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="At batch 64; grows linearly with the batch.")] = 0.05,
     precision: Annotated[str, typer.Option(help="What to compute in: float32 or bfloat16.")] = "float32",
@@ -141,6 +141,7 @@ def train(
     settings = PlannerSettings(
         planner=planner,
         reach=reach,
+        progressive=True,
         minimum_batch=smallest,
         maximum_batch=max(smallest, min(maximum_batch, len(training) // 4)),
         learning_rate=learning_rate,

@@ -26,7 +26,7 @@ from neuroflux_fl.sizes import parse_bytes
 SPEED = MachineSpeed(
     flops_per_second=1e9, traffic_bytes_per_second=1e9, seconds_per_operator=1e-4, storage_bytes_per_second=1e6
 )
-EXACT = PlannerSettings(margin=0, slack_bytes=0, window_slack_bytes=0, maximum_batch=64)
+EXACT = PlannerSettings(reach=1, margin=0, slack_bytes=0, window_slack_bytes=0, maximum_batch=64)
 # Units: (bytes that stay, bytes of a step beside them, bytes a sample, arithmetic a sample, numbers of the output).
 UNITS = [
     (100, 50, 400, 3e6, 4000),
@@ -92,7 +92,7 @@ def test_block_peak_is_what_all_keep_and_the_one_step_that_adds_most() -> None:
 @pytest.mark.parametrize("views", [1, 4])
 @pytest.mark.parametrize("budget", [6000, 7000, 9000, 12_000, 30_000, None])
 def test_fastest_finds_the_least_time_of_all_ways_to_cut(budget: int | None, views: int) -> None:
-    settings = PlannerSettings(margin=0, slack_bytes=0, window_slack_bytes=0, maximum_batch=64, views=views, passes=4)
+    settings = replace(EXACT, views=views, passes=4)
     count = len(UNITS)
     best = float("inf")
     for size in range(count):
@@ -117,16 +117,30 @@ def test_fastest_cuts_where_memory_forbids_one_block_and_merges_where_the_cache_
 
 def test_threshold_merges_batches_within_rho_of_the_first() -> None:
     # At 8000 bytes the largest batches are (8000 - fixed) / slope: 19, 25, 71 -> 64, 78 -> 64, 249 -> 64.
-    settings = PlannerSettings(
-        planner="threshold", rho=0.4, margin=0, slack_bytes=0, window_slack_bytes=0, maximum_batch=64
-    )
+    settings = replace(EXACT, planner="threshold", rho=0.4)
 
     plan = plan_units(PROFILE, 8000, settings)
 
     # 25 is within 0.4 of 19; 64 is not; the third to the fifth are all 64 and fit together.
     assert cuts(plan.blocks) == [[0, 1], [2, 3, 4]]
-    strict = PlannerSettings(planner="threshold", rho=0.1, margin=0, slack_bytes=0, window_slack_bytes=0)
+    strict = replace(EXACT, planner="threshold", rho=0.1, maximum_batch=256)
     assert cuts(plan_units(PROFILE, 8000, strict).blocks)[0] == [0]
+
+
+@pytest.mark.parametrize("planner", ["fastest", "threshold"])
+@pytest.mark.parametrize("reach", [0, 1])
+def test_blocks_of_progressive_training_stop_at_their_share_of_the_network(planner: str, reach: int) -> None:
+    profile = make_profile(LONG, len(LONG))
+    settings = replace(EXACT, planner=planner, rho=1.0, reach=reach, useful_batch=6)
+    for budget in (None, 20_000, 5000):
+        blocks = plan_units(profile, budget, replace(settings, progressive=True)).blocks
+        assert max(len(block.units) for block in blocks) == 2, "a quarter of eight units"
+        assert [unit for block in blocks for unit in block.units] == list(range(8))
+    assert max(len(block.units) for block in plan_units(profile, None, settings).blocks) > 2
+
+    # What one window holds is not cut.
+    long = plan_units(profile, None, replace(settings, reach=5, progressive=True))
+    assert [len(block.units) for block in long.blocks] == [5, 3]
 
 
 def test_the_batch_is_the_fastest_that_fits_not_the_largest() -> None:
@@ -294,7 +308,7 @@ MEBI = [tuple(1024**2 * number for number in unit[:3]) + unit[3:] for unit in UN
 @pytest.mark.parametrize("margin", [0.0, 0.02, 0.037])
 def test_a_budget_that_is_too_small_is_refused_with_one_that_does(margin: float) -> None:
     profile = make_profile(MEBI)  # type: ignore[arg-type]
-    settings = PlannerSettings(margin=margin)
+    settings = PlannerSettings(reach=1, margin=margin)
     for plan in (plan_units, plan_backpropagation):
         with pytest.raises(BudgetError, match="Raise the budget to") as raised:
             plan(profile, 100 * 1024**2, settings)
@@ -310,7 +324,7 @@ def test_a_budget_that_is_too_small_is_refused_with_one_that_does(margin: float)
 def test_the_smallest_budgets_are_exact_to_the_byte(margin: float, offset: int) -> None:
     units = [(resident + offset, *rest) for resident, *rest in UNITS]
     profile = make_profile(units)  # type: ignore[arg-type]
-    settings = PlannerSettings(margin=margin)
+    settings = PlannerSettings(reach=1, margin=margin)
 
     assert 0 in plan_units(profile, minimum_budget(profile, settings), settings).blocks[0].units
     assert plan_units(profile, full_budget(profile, settings), settings).untrained_units == ()
@@ -322,7 +336,7 @@ def test_the_smallest_budgets_are_exact_to_the_byte(margin: float, offset: int) 
 
 
 def test_available_is_the_opposite_of_with_margin() -> None:
-    settings = PlannerSettings(margin=0.02, slack_bytes=1000, window_slack_bytes=10)
+    settings = PlannerSettings(reach=1, margin=0.02, slack_bytes=1000, window_slack_bytes=10)
     for budget in range(1100, 3000):
         available = int(settings.available(budget, 3))
         assert settings.with_margin(available, 3) <= budget < settings.with_margin(available + 1, 3)
@@ -337,10 +351,12 @@ def test_backpropagation_is_one_window_over_all_units() -> None:
 
 
 def test_learning_rate_grows_with_the_batch_up_to_a_cap() -> None:
-    settings = PlannerSettings(learning_rate=0.1, reference_batch=32, maximum_learning_rate=0.3)
+    settings = PlannerSettings(reach=1, learning_rate=0.1, reference_batch=32, maximum_learning_rate=0.3)
 
     assert [settings.learning_rate_at(batch) for batch in (8, 32, 64, 500)] == pytest.approx([0.025, 0.1, 0.2, 0.3])
-    block = plan_units(PROFILE, 9000, settings=PlannerSettings(margin=0, slack_bytes=0, window_slack_bytes=0)).blocks[0]
+    block = plan_units(
+        PROFILE, 9000, settings=PlannerSettings(reach=1, margin=0, slack_bytes=0, window_slack_bytes=0)
+    ).blocks[0]
     assert block.learning_rate == pytest.approx(0.05 * block.batch_size / 64)
 
 

@@ -33,6 +33,7 @@ CONFIG = RunConfig(
     schedule="joint",
     num_server_rounds=1,
     local_epochs=1,
+    reach=1,
     views=1,
     poll_seconds=0.0,
     wait_seconds=0.0,
