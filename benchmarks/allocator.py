@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compare(options: argparse.Namespace, precision: str, budget_bytes: int) -> list[dict[str, Any]]:
-    planner = PlannerSettings(maximum_batch=options.maximum_batch, passes=PASS_EPOCHS)
+    planner = PlannerSettings(progressive=True, maximum_batch=options.maximum_batch, passes=PASS_EPOCHS)
     setting = ArmSetting(model=options.model, precision=precision, planner=planner)
     tuned: dict[str, TunedArm] = {}
     passes: dict[str, list[TimedPass]] = {"system": [], "tcmalloc": []}

@@ -148,7 +148,9 @@ class Case:
             classes=request["classes"],
             width=request["width"],
             head=HeadSettings(kind=request["head"]),
-            planner=PlannerSettings(reach=request["reach"], maximum_batch=request["maximum_batch"], passes=PASS_EPOCHS),
+            planner=PlannerSettings(
+                reach=request["reach"], progressive=True, maximum_batch=request["maximum_batch"], passes=PASS_EPOCHS
+            ),
             precision=request["precision"],
         )
         speed = measure_speed(self._device)

@@ -118,6 +118,7 @@ def _answer(request: dict[str, Any]) -> Any:
         head=HeadSettings(kind=request["head"]),
         planner=PlannerSettings(
             reach=request["reach"],
+            progressive=True,
             maximum_batch=request["maximum_batch"],
             passes=request["epochs"],
             views=request["views"],

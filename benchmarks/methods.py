@@ -111,7 +111,9 @@ def _compare(options: argparse.Namespace, model: str, precision: str) -> dict[st
         model=model,
         precision=precision,
         head=HeadSettings(kind=options.head),
-        planner=PlannerSettings(reach=options.reach, maximum_batch=options.maximum_batch, passes=PASS_EPOCHS),
+        planner=PlannerSettings(
+            reach=options.reach, progressive=True, maximum_batch=options.maximum_batch, passes=PASS_EPOCHS
+        ),
     )
     smallest = smallest_budgets([Arm("backprop", setting)])["backprop"]
     work = Work(seconds=options.seconds, repeats=options.repeats, threads=options.threads, seed=options.seed)

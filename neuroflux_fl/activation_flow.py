@@ -142,7 +142,7 @@ class ActivationFlow:
         group: list[int] = []
         held = 0
         for unit in range(first_unit, end):
-            weights = 4 * self._store.network.layout(unit).size_without_head
+            weights = self._weight_bytes(unit)
             if group and held + weights > self._memory_bytes / _GROUP_SHARE:
                 yield group
                 group, held = [], 0
@@ -154,8 +154,12 @@ class ActivationFlow:
     def piece(self, group: list[int]) -> int:
         """Samples that go through the units of ``group`` at once."""
         largest = max(unit_activation_bytes(self._store.network.chain, unit) for unit in group)
-        # The kernels may copy a layer's input and output beside them, hence the 4.
-        return max(1, min(_LARGEST_PIECE, int(self._memory_bytes / (4 * largest))))
+        # The kernels may copy weights, and a layer's input and output beside them, hence the 2 and the 4.
+        left = max(self._memory_bytes / _GROUP_SHARE, self._memory_bytes - 2 * sum(map(self._weight_bytes, group)))
+        return max(1, min(_LARGEST_PIECE, int(left / (4 * largest))))
+
+    def _weight_bytes(self, unit: int) -> int:
+        return 4 * self._store.network.layout(unit).size_without_head
 
     def load(self, unit: int, *, with_head: bool = False) -> UnitWithHead:
         """A unit to be run forward, in eval mode."""
