@@ -133,10 +133,12 @@ def train_arm(
     seed: int,
     device: torch.device,
     on_point: Callable[[CurvePoint], None] = lambda _: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> TrainedArm:
     """Train on ``images`` and follow the accuracy that the chosen exit would have on test images.
 
-    Test images decide nothing, and the time that they take is off the clock.
+    Test images decide nothing, and the time that they take is off the clock: seconds that pass or, with
+    ``time.process_time``, that the process computes.
 
     Raises:
         DataError: there are too few images for one batch.
@@ -152,7 +154,7 @@ def train_arm(
     )  # fmt: skip
     with open_trainer(arm, tuned, data, settings, device) as trainer:
         trainer.stopwatch.add("profile", tuned.tuning_seconds)
-        recorder = _Recorder(trainer, tuned, images.test, schedule.tolerance, on_point)
+        recorder = _Recorder(trainer, tuned, images.test, schedule.tolerance, on_point, clock)
         result = trainer.train(tuned.plan, on_modules=recorder.on_modules, on_block=recorder.on_block)
         seconds = trainer.stopwatch.seconds
     return TrainedArm(
@@ -206,8 +208,10 @@ class _Recorder:
         test: LabelledImages,
         tolerance: float,
         on_point: Callable[[CurvePoint], None],
+        clock: Callable[[], float],
     ) -> None:
         self.curve: list[CurvePoint] = []
+        self._clock = clock
         self._cache = trainer.cache
         self._tuned = tuned
         self._tolerance = tolerance
@@ -216,11 +220,11 @@ class _Recorder:
         self._test = trainer.flow(test, views=1)
         self._exits: dict[int, tuple[Score, Score]] = {}
         self._cut = 0
-        self._began = time.perf_counter() - tuned.tuning_seconds
+        self._began = clock() - tuned.tuning_seconds
 
     def on_modules(self, block: Block, windows: Sequence[LiveWindow]) -> None:
         """A point of the curve."""
-        stopped = time.perf_counter()
+        stopped = self._clock()
         validation, test = (
             score_windows(
                 windows,
@@ -240,18 +244,18 @@ class _Recorder:
         )
         self.curve.append(point)
         self._on_point(point)
-        self._began += time.perf_counter() - stopped
+        self._began += self._clock() - stopped
 
     def on_block(self, result: BlockResult) -> None:
         """Bring the test images to the next block, while no block's memory is measured."""
-        stopped = time.perf_counter()
+        stopped = self._clock()
         following = [b.first_unit for b in self._tuned.plan.blocks if b.first_unit > result.block.last_unit]
         if following:
             self._test.source_at(following[0], known=self._cut)
             if self._cut:
                 self._cache.remove_all(self._test.keys(self._cut))
             self._cut = following[0]
-        self._began += time.perf_counter() - stopped
+        self._began += self._clock() - stopped
 
 
 def noise(count: int, shape: ImageShape, classes: int, seed: int) -> LabelledImages:
