@@ -32,8 +32,7 @@ from neuroflux_fl.sizes import parse_bytes
 
 _MODULE = "benchmarks.accuracy"
 _NO_LIMIT, _SMALLEST = "none", "smallest"
-_RATES = {NEUROFLUX: 0.05}
-_OTHER_RATE = 0.02
+_NEUROFLUX_RATE, _OTHER_RATE = 0.05, 0.02
 """At batch 64. More is too much for backpropagation here, less is slower for NeuroFlux."""
 
 
@@ -95,7 +94,7 @@ def _answer(request: dict[str, Any]) -> dict[str, object]:
     method, seed = request["method"], request["seed"]
     limits = {name: request[name] for name in ("image_side", "train_limit", "test_limit")}
     images = load_data(request["data"], **limits)
-    rate = _RATES.get(method, _OTHER_RATE)
+    rate = _NEUROFLUX_RATE if method == NEUROFLUX else _OTHER_RATE
     views = Schedule().views
     setting = ArmSetting(
         model=request["model"], image_shape=images.image_shape, classes=images.classes, width=request["width"],

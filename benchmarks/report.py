@@ -60,6 +60,8 @@ class Worker:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self._process.kill()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 def add_pass_options(parser: argparse.ArgumentParser) -> None:

@@ -71,10 +71,11 @@ class _StepTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._flops = 0.0
         self._operators = 0
         self._traffic = 0.0
+        self._kept = 0
 
     def trace(self) -> Trace:
         return Trace(
-            live_bytes=tuple(self._moments),
+            live_bytes=tuple(moment + self._kept for moment in self._moments),
             tensor_bytes=tuple(self._tensors),
             flops=self._flops,
             traffic_bytes=self._traffic,
@@ -89,6 +90,7 @@ class _StepTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         fresh = sum(self._track(tensor) for tensor in outputs)
         self._moments.extend(self._live + workspace for workspace in workspace_bytes(func, args, out))
         self._tensors.append(self._live)
+        self._kept = max(self._kept, kept_workspace_bytes(func, out))
         if fresh or func in _IN_PLACE:
             self._operators += 1
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -135,15 +137,19 @@ def workspace_bytes(func: Any, args: Any, out: Any) -> tuple[int, int]:
     elif func is aten.convolution_backward.default:
         results, images, weights = args[0], args[1], args[2]
         copies = _gradient_copies(images, weights, results)
-    elif func in (aten.addmm.out, aten.mm.out):
-        packed = _PACKED_BYTES + _PACKED_BYTES_PER_COLUMN * out.shape[1] * torch.get_num_threads()
-        return packed, packed
     else:
         return 0, 0
     if layout_of(images) == torch.channels_last:
         return copies, 0
     moved = _tensor_bytes(images) + _tensor_bytes(results)
     return copies, moved if weights.dtype == torch.float32 else moved + copies
+
+
+def kept_workspace_bytes(func: Any, out: Any) -> int:
+    """Memory that a CPU kernel takes at its first call and does not give back: MKL's buffers for matrix products."""
+    if func not in (aten.addmm.out, aten.mm.out):
+        return 0
+    return int(_PACKED_BYTES + _PACKED_BYTES_PER_COLUMN * out.shape[1] * torch.get_num_threads())
 
 
 def _gradient_copies(images: Tensor, weights: Tensor, results: Tensor) -> int:

@@ -94,3 +94,19 @@ def test_a_convolutions_workspace_is_a_copy_of_weights_or_images() -> None:
 
     assert workspace_bytes(aten.convolution.default, (images, weights), outputs) == (4 * 108, 4 * (384 + 512))
     assert workspace_bytes(aten.relu.default, (images,), images) == (0, 0)
+
+
+def test_buffers_of_matrix_products_stay_and_so_count_at_every_moment() -> None:
+    def build() -> tuple[nn.Module, Callable[[], None]]:
+        def step() -> None:
+            total = torch.empty(8, 16)
+            torch.mm(torch.ones(8, 4), torch.ones(4, 16), out=total)
+            del total
+            torch.ones(1000)  # the peak, after the product
+
+        return nn.Identity(), step
+
+    trace = trace_step(build)
+
+    assert max(trace.tensor_bytes) == 4000
+    assert max(trace.live_bytes) == 4000 + 512 * 1024 + 768 * 16 * torch.get_num_threads()
