@@ -430,10 +430,13 @@ def test_without_a_gateway_devices_are_told_to_come_again(gate: Gate) -> None:
         with pytest.raises(grpc.RpcError) as raised:
             next(channel.stream_stream(REPORT)(iter(())))
         assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
-        with pytest.raises(grpc.RpcError) as raised:
-            next(channel.stream_stream("/v1/control/list-nodes")(iter(())))
-        # On a busy machine nginx's reset of the stream may overtake its 404.
-        assert raised.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL)
+        for _ in range(5):
+            with pytest.raises(grpc.RpcError) as raised:
+                next(channel.stream_stream("/v1/control/list-nodes")(iter(())))
+            # On a busy machine nginx's reset of the stream may overtake its 404: that answer says nothing.
+            if raised.value.code() != grpc.StatusCode.INTERNAL:
+                break
+        assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_the_gate_passes_telemetry_to_nobody_but_the_fleets_own_gateway(gate: Gate, tmp_path: Path) -> None:
