@@ -13,7 +13,7 @@ import sys
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ import torch
 
 from benchmarks.report import WORKER_FLAG, Worker, describe_setting, print_setting, print_table, serve, write_json
 from neuroflux_fl.arm_run import Schedule, train_arm
-from neuroflux_fl.arm_tuning import TunedArm
+from neuroflux_fl.arm_tuning import Refusal, predict
 from neuroflux_fl.arms import NEUROFLUX, Arm, ArmSetting
 from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.data import load_data
 from neuroflux_fl.models import MODEL_NAMES
-from neuroflux_fl.plan import Plan
-from neuroflux_fl.planning import PlannerSettings, plan_units
+from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.sizes import parse_bytes
 
 _MODULE = "benchmarks.accuracy"
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(
                     {"seed": seed, "budget": budget, "method": method, "reach": reach, "passes": epochs} | found
                 )
-                print(f"{method} reach {reach or '-'} {budget} seed {seed}: {found['accuracy']:.1%}", file=sys.stderr)
+                print(" ".join(_cells(rows[-1], [])), file=sys.stderr)
     header = ("budget", "method", "reach", "passes", "seed", *(f"{at} s" for at in options.at), "end", "s", "exit", "M")
     print_table(header, [_cells(row, options.at) for row in rows])
     write_json(options.json, {"setting": setting, "rows": rows})
@@ -106,40 +105,25 @@ def _answer(request: dict[str, Any]) -> dict[str, object]:
         ),
     )  # fmt: skip
     compute = ComputeSettings(precision=request["precision"], channels_last=True)
-    plan = _plan(method, setting, compute, request["budget"])
-    if plan is None:
-        return {"accuracy": 0.0, "curve": [], "exit": None, "parameters": 0, "blocks": []}
     arm = Arm(method, setting)
+    tuned = predict(arm, _bytes(request["budget"], setting, compute), [compute])
+    if isinstance(tuned, Refusal):
+        return {"accuracy": None, "curve": [], "exit": None, "parameters": 0, "blocks": []}
+    tuned = replace(tuned, tuning_seconds=0.0)  # no seconds of computing, but of waiting
     schedule = Schedule(epochs=request["epochs"], patience=request["patience"])
-    tuned = TunedArm(plan=plan, compute=compute)
     trained = train_arm(arm, tuned, images, schedule, seed=seed, device=torch.device("cpu"), clock=time.process_time)
     return {
         "accuracy": trained.curve[-1].test_accuracy,
         "curve": [asdict(point) for point in trained.curve],
         "exit": trained.curve[-1].unit,
         "parameters": trained.parameters,
-        "blocks": [[block.batch_size, [[w.first_unit, w.last_unit] for w in block.windows]] for block in plan.blocks],
+        "blocks": [[b.batch_size, [[w.first_unit, w.last_unit] for w in b.windows]] for b in tuned.plan.blocks],
     }
 
 
-def _plan(method: str, setting: ArmSetting, compute: ComputeSettings, budget: str) -> Plan | None:
-    """By prediction; None where the method does not run under the budget."""
-    arm = Arm(method, setting)
-    limit = None if budget == _NO_LIMIT else _bytes(budget, setting, compute)
-    if method == NEUROFLUX:
-        return plan_units(arm.profile(compute), limit, setting.planner)
-    fitting = [
-        (arm.predicted_seconds(shape, compute, batch), shape, batch)
-        for shape in arm.shapes
-        if (batch := arm.largest_batch(shape, compute, limit)) is not None
-    ]
-    if not fitting:
+def _bytes(budget: str, setting: ArmSetting, compute: ComputeSettings) -> int | None:
+    if budget == _NO_LIMIT:
         return None
-    _, shape, batch = min(fitting, key=lambda option: option[0])
-    return arm.plan(shape, compute, batch, limit)
-
-
-def _bytes(budget: str, setting: ArmSetting, compute: ComputeSettings) -> int:
     return Arm("backprop", setting).smallest_budget(compute) if budget == _SMALLEST else parse_bytes(budget)
 
 
@@ -147,13 +131,11 @@ def _cells(row: dict[str, Any], marks: Sequence[int]) -> list[str]:
     ends = [point["seconds"] for point in row["curve"]]
     reached = [bisect_right(ends, mark) for mark in marks]
     at = [f"{row['curve'][count - 1]['test_accuracy']:.1%}" if count else "" for count in reached]
+    cells = [row["budget"], row["method"], row["reach"], str(row["passes"]), str(row["seed"]), *at]
     if not ends:
-        return [row["budget"], row["method"], row["reach"], str(row["passes"]), str(row["seed"]), *at, "does not fit",
-                "", "", ""]  # fmt: skip
-    return [
-        row["budget"], row["method"], row["reach"], str(row["passes"]), str(row["seed"]), *at, f"{row['accuracy']:.1%}",
-        f"{ends[-1]:.0f}", str(row["exit"]), f"{row['parameters'] / 1e6:.2f}",
-    ]  # fmt: skip
+        return [*cells, "does not fit", "", "", ""]
+    parameters = f"{row['parameters'] / 1e6:.2f}"
+    return [*cells, f"{row['accuracy']:.1%}", f"{ends[-1]:.0f}", str(row["exit"]), parameters]
 
 
 if __name__ == "__main__":

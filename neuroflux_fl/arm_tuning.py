@@ -43,21 +43,21 @@ class Refusal:
     """The smallest budget that would do."""
 
 
-def predict(arm: Arm, budget_bytes: int | None) -> TunedArm | Refusal:
-    """The plan with the least predicted time, nothing run."""
+def predict(arm: Arm, budget_bytes: int | None, layouts: Sequence[ComputeSettings] | None = None) -> TunedArm | Refusal:
+    """The plan with the least predicted time, nothing run; in any of ``layouts``, by default both."""
     started = time.perf_counter()
     planner = arm.setting.planner
-    layouts = _usable_layouts(arm, budget_bytes)
-    if isinstance(layouts, Refusal):
-        return layouts
+    usable = _usable_layouts(arm, budget_bytes, layouts or arm.setting.layouts())
+    if isinstance(usable, Refusal):
+        return usable
     if arm.name == NEUROFLUX:
-        compute = layouts[0]
+        compute = usable[0]
         plan = plan_units(arm.profile(compute), budget_bytes, planner)
     else:
         options = [
             (arm.predicted_seconds(shape, layout, batch), shape, layout, batch)
             for shape in arm.shapes
-            for layout in layouts
+            for layout in usable
             if (largest := arm.largest_batch(shape, layout, budget_bytes)) is not None
             for batch in _sizes(largest, planner.minimum_batch)
         ]
@@ -69,7 +69,7 @@ def predict(arm: Arm, budget_bytes: int | None) -> TunedArm | Refusal:
 def tune(arm: Arm, budget_bytes: int | None, device: torch.device) -> TunedArm | Refusal:
     """The fastest that was found in real steps: layout first, then where the checkpoints are, then the batch size."""
     started = time.perf_counter()
-    layouts = _usable_layouts(arm, budget_bytes)
+    layouts = _usable_layouts(arm, budget_bytes, arm.setting.layouts())
     if isinstance(layouts, Refusal):
         return layouts
     trial = _Trial(arm, budget_bytes, device)
@@ -118,11 +118,13 @@ class _Trial:
         return run_keeping(freed, least)
 
 
-def _usable_layouts(arm: Arm, budget_bytes: int | None) -> list[ComputeSettings] | Refusal:
-    """Layouts in which the arm runs under the budget: NeuroFlux as soon as it can train the first unit."""
+def _usable_layouts(
+    arm: Arm, budget_bytes: int | None, layouts: Sequence[ComputeSettings]
+) -> list[ComputeSettings] | Refusal:
+    """Those in which the arm runs under the budget: NeuroFlux as soon as it can train the first unit."""
     if budget_bytes is None:
-        return list(arm.setting.layouts())
-    needs = {layout: _needed_bytes(arm, layout) for layout in arm.setting.layouts()}
+        return list(layouts)
+    needs = {layout: _needed_bytes(arm, layout) for layout in layouts}
     usable = [layout for layout, needed in needs.items() if needed <= budget_bytes]
     return usable or Refusal(needed_bytes=min(needs.values()))
 
