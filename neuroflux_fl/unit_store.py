@@ -93,7 +93,7 @@ class UnitStore:
         """
         layout = self.network.layout(unit)
         tensors = stored_tensors(pair)
-        has_head = any(name in tensors for name, _ in layout.entries(True)[len(layout.entries(False)) :])
+        has_head = any(name.startswith("head.") for name in tensors)
         parts = (part for name, _ in layout.entries(has_head) for part in _parts(tensors[name]))
         self._replace(unit, (part.contiguous().cpu().numpy() for part in parts), layout.size(has_head))
 
