@@ -195,8 +195,8 @@ def _answer_trace(request: dict[str, Any]) -> dict[str, object]:
     meter.start()
     started = time.perf_counter()
     profile = profile_network(network, speed=MachineSpeed())
-    seconds = time.perf_counter() - started
     windows = len({*profile.windows, profile.whole.window})
+    seconds = time.perf_counter() - started
     return {"model": request["model"], "windows": windows, "seconds": seconds, "growth_bytes": _known(meter)}
 
 

@@ -21,8 +21,8 @@ from neuroflux_fl.profiling import measure_profile
 
 _FIRST_BATCH = 64
 """Layouts and checkpoints are compared at this batch or the largest that fits."""
-_TIMED_STEPS = 5
-_ENOUGH_SECONDS = 1.0
+_TIMED_STEPS = 3
+_ENOUGH_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

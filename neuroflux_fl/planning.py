@@ -136,7 +136,7 @@ def plan_backpropagation(profile: NetworkProfile, budget_bytes: int | None, sett
     Raises:
         BudgetError: the whole network does not fit at the smallest batch.
     """
-    block = make_block(profile, (profile.whole.window,), budget_bytes, settings)
+    block = make_block(profile, (profile.whole_window,), budget_bytes, settings)
     if block is None:
         needed = backpropagation_minimum(profile, settings)
         raise BudgetError(
@@ -176,7 +176,7 @@ def make_block(
     profile: NetworkProfile, windows: tuple[Window, ...], budget_bytes: int | None, settings: PlannerSettings
 ) -> Block | None:
     """The block with the fastest batch size that fits, or None where the smallest does not fit."""
-    profiles = [_window_profile(profile, window) for window in windows]
+    profiles = [profile.windows[window] for window in windows]
     units = sum(window.reach for window in windows)
     available = settings.available(budget_bytes, units)
     resident = sum(item.resident_bytes for item in profiles)
@@ -234,11 +234,12 @@ def _cut_windows(
 
 def _updated(profile: NetworkProfile, window: Window, budget_bytes: int | None, settings: PlannerSettings) -> Window:
     """The window with whole updates where so a useful batch fits, else with those that allow the largest batch."""
-
-    def batch(way: Window) -> int:
-        return min(_useful_batch(settings), _largest_batch(profile, way, budget_bytes, settings))
-
-    return max(_ways(profile, window), key=batch)  # the first of equals: whole before sliced, exact before narrow
+    batches: dict[Window, int] = {}
+    for way in _ways(profile, window):
+        batches[way] = _largest_batch(profile, way, budget_bytes, settings)
+        if batches[way] >= _useful_batch(settings):
+            return way  # the others are slower, and to trace sliced updates of a large unit takes seconds
+    return max(batches, key=lambda way: batches[way])  # the first of equals: whole before sliced, exact before narrow
 
 
 def _ways(profile: NetworkProfile, window: Window) -> list[Window]:
@@ -257,7 +258,7 @@ def _needed(profile: NetworkProfile, unit: int, settings: PlannerSettings) -> in
     """The smallest budget that trains a unit alone."""
     ways = _ways(profile, Window(first_unit=unit, last_unit=unit))
     # One between the first and the last never needs least, and each costs a trace.
-    smallest = min(_window_profile(profile, way).peak_bytes(settings.minimum_batch) for way in {ways[0], ways[-1]})
+    smallest = min(profile.windows[way].peak_bytes(settings.minimum_batch) for way in {ways[0], ways[-1]})
     return settings.with_margin(smallest)
 
 
@@ -347,12 +348,8 @@ def _merge_by_threshold(
     return blocks
 
 
-def _window_profile(profile: NetworkProfile, window: Window) -> WindowProfile:
-    return profile.whole if window == profile.whole.window else profile.windows[window]
-
-
 def _largest_batch(profile: NetworkProfile, window: Window, budget_bytes: int | None, settings: PlannerSettings) -> int:
-    return _window_profile(profile, window).largest_batch(settings.available(budget_bytes, window.reach))
+    return profile.windows[window].largest_batch(settings.available(budget_bytes, window.reach))
 
 
 def _candidates(smallest: int, largest: int) -> list[int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory, run_keeping
@@ -20,6 +21,7 @@ from neuroflux_fl.memory_allocator import FreedMemory
 from neuroflux_fl.plan import Window
 from neuroflux_fl.sizes import MIB
 from neuroflux_fl.tracing import trace_step
+from neuroflux_fl.unit_chain import UnitChain, empty_copy
 from neuroflux_fl.window_step import WindowStep
 
 _TRACED_BATCHES = (4, 12)
@@ -116,11 +118,16 @@ class NetworkProfile:
 
     units: tuple[UnitCost, ...]
     windows: dict[Window, WindowProfile]
-    whole: WindowProfile
-    """One window over all units: backpropagation."""
+    whole_window: Window
+    """All units: backpropagation."""
     speed: MachineSpeed
     sliceable_units: frozenset[int] = frozenset()
     """Units with a convolution so large that sliced updates save memory; ``windows`` knows them so updated, too."""
+
+    @property
+    def whole(self) -> WindowProfile:
+        """The network as one window."""
+        return self.windows[self.whole_window]
 
     def unit(self, unit: int) -> WindowProfile:
         """The window that is this unit alone."""
@@ -135,9 +142,9 @@ def profile_network(
     optimizer: OptimizerSettings | None = None,
     compute: ComputeSettings | None = None,
 ) -> NetworkProfile:
-    """Trace every window of up to ``reach`` units, and the whole network, without running anything on the device.
+    """Trace every window of up to ``reach`` units without running anything on the device.
 
-    Any other window, with reach 0 all of more than one unit, is traced when a planner first asks for it.
+    Any other window, with reach 0 every one, is traced when a planner first asks for it.
 
     Returns:
         Memory lines of every moment's peak, arithmetic and traffic. Time follows from ``speed``.
@@ -147,10 +154,8 @@ def profile_network(
     windows = [
         Window(first_unit=first, last_unit=last)
         for first in range(count)
-        for last in range(first, min(count, first + max(1, reach)))
+        for last in range(first, min(count, first + reach))
     ]
-    whole = Window(first_unit=0, last_unit=count - 1)
-
     alike: dict[Hashable, WindowProfile] = {}
 
     def trace(window: Window) -> WindowProfile:
@@ -160,23 +165,21 @@ def profile_network(
             alike[key] = trace_window(step)
         return replace(alike[key], window=window)
 
-    profiles = WindowTable(trace, {window: trace(window) for window in {*windows, whole}})
     units = []
     for unit in range(count):
-        profile = profiles[Window(first_unit=unit, last_unit=unit)]
         channels, height, width = network.chain.output_shapes[unit]
         units.append(
             UnitCost(
                 name=network.chain.unit_names[unit],
                 head_filters=head_filters(network.chain, unit, network.head_settings),
-                forward_flops=profile.flops.per_sample / 3,
+                forward_flops=_forward_flops(network.chain, unit),
                 output_numbers=channels * height * width,
             )
         )
     return NetworkProfile(
         units=tuple(units),
-        windows=profiles,
-        whole=profiles[whole],
+        windows=WindowTable(trace, {window: trace(window) for window in windows}),
+        whole_window=Window(first_unit=0, last_unit=count - 1),
         speed=speed,
         sliceable_units=frozenset(unit for unit in range(count) if _is_sliceable(network.chain.units[unit])),
     )
@@ -188,6 +191,14 @@ def _description(step: WindowStep) -> Hashable:
     modules = step.modules
     known = all(type(part).__module__.startswith(("torch.", "torchvision.")) for m in modules for part in m.modules())
     return (repr(modules), step.input_shape, window.updates, window.checkpoint_positions) if known else window
+
+
+def _forward_flops(chain: UnitChain, unit: int) -> float:
+    """Operations for one sample."""
+    inputs = torch.empty((1, *chain.input_shapes[unit]), device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        empty_copy(chain.units[unit]).eval()(inputs)
+    return float(counter.get_total_flops())
 
 
 def _is_sliceable(module: nn.Module) -> bool:
@@ -248,7 +259,7 @@ def measure_profile(
             minimum_batch=minimum_batch,
             device=device,
         )
-    return replace(traced, windows=profiles, whole=profiles[traced.whole.window])
+    return replace(traced, windows=profiles)
 
 
 def measure_window(
@@ -289,14 +300,19 @@ def measure_window(
 def _run_real_steps(
     step: WindowStep, batch: int, device: torch.device, budget_bytes: int | None
 ) -> tuple[int | None, float]:
-    """Peak bytes of two steps that keep no freed memory, and the seconds of the faster of two that may."""
+    """Peak bytes of two steps that keep no freed memory, and the seconds of the faster of two that may.
+
+    Without a budget no peak is too high, and none is measured.
+    """
     meter = PeakMeter(device)
     meter.start()
     freed = FreedMemory(budget_bytes, device.type)
     run = step.timed(batch, device)
     run()
-    run()
-    peak = meter.peak_bytes()
+    peak = None
+    if budget_bytes is not None:
+        run()
+        peak = meter.peak_bytes()
     return peak, run_keeping(freed, lambda: min(run(), run()))
 
 

@@ -54,7 +54,7 @@ def _furthest_ends(units: range, fits: Callable[[Window], bool]) -> dict[int, in
     for start in reversed(units):
         while end > start and not fits(Window(first_unit=start, last_unit=end)):
             end -= 1
-        if not fits(Window(first_unit=start, last_unit=start)):
+        if end == start and not fits(Window(first_unit=start, last_unit=start)):
             end = start - 1  # no window may hold this unit
         ends[start] = max(start, end)
         end = min(end, ends[start])

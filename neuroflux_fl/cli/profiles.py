@@ -16,8 +16,7 @@ from neuroflux_fl.machine_speed import measure_speed
 from neuroflux_fl.memory_allocator import return_freed_memory_at_once
 from neuroflux_fl.plan import Window
 from neuroflux_fl.planning import PlannerSettings, plan_units
-from neuroflux_fl.profiling import NetworkProfile, measure_profile, profile_network, trace_window
-from neuroflux_fl.window_step import WindowStep
+from neuroflux_fl.profiling import NetworkProfile, measure_profile, profile_network
 
 
 def make_profile(
@@ -50,12 +49,10 @@ def make_profile(
         network, speed=measure_speed(device), reach=settings.reach, optimizer=optimizer, compute=compute
     )
     if depth:
-        window = Window(first_unit=0, last_unit=depth - 1)
-        whole = trace_window(WindowStep(network=network, window=window, optimizer=optimizer, compute=compute))
-        traced = replace(traced, windows={**traced.windows, whole.window: whole}, whole=whole)
+        traced = replace(traced, whole_window=Window(first_unit=0, last_unit=depth - 1))
     if mode == "traced":
         return traced
-    windows = set(traced.windows)
+    windows = {*traced.windows, traced.whole_window}
     with suppress(BudgetError):  # The planner says so again to the user.
         plan = plan_units(traced, budget_bytes, settings)  # may lead to windows that were not traced at the start
         windows |= {window for block in plan.blocks for window in block.windows}

@@ -58,13 +58,14 @@ def make_profile(units: list[tuple[int, int, int, float, int]], reach: int = 1) 
         for first in range(len(units))
         for last in range(first, min(len(units), first + reach))
     ]
+    whole = window_profile(0, len(units) - 1)
     return NetworkProfile(
         units=tuple(
             UnitCost(name=f"unit{index}", head_filters=8, forward_flops=unit[3] / 3, output_numbers=unit[4])
             for index, unit in enumerate(units)
         ),
-        windows={profile.window: profile for profile in windows},
-        whole=window_profile(0, len(units) - 1),
+        windows={profile.window: profile for profile in (*windows, whole)},
+        whole_window=whole.window,
         speed=SPEED,
     )
 
@@ -150,9 +151,7 @@ def test_the_batch_is_the_fastest_that_fits_not_the_largest() -> None:
             operators=1, timings=((4, 0.4), (16, 0.8), (64, 6.4)),
         )
     }  # fmt: skip
-    profile = NetworkProfile(
-        units=PROFILE.units[:1], windows=slow_when_large, whole=slow_when_large[single(0)], speed=SPEED
-    )
+    profile = NetworkProfile(units=PROFILE.units[:1], windows=slow_when_large, whole_window=single(0), speed=SPEED)
 
     # Seconds a sample: 0.1 at batch 4, 0.05 at 16, 0.1 at 64.
     assert plan_units(profile, 640, EXACT).blocks[0].batch_size == 16
@@ -176,7 +175,7 @@ def test_no_plan_predicts_more_than_its_budget_and_every_unit_is_in_one_place(pl
         assert all(2 <= block.batch_size <= 256 for block in plan.blocks)
         assert all(window.reach <= reach for block in plan.blocks for window in block.windows)
         for block in plan.blocks:
-            profiles = [profile.windows.get(window, profile.whole) for window in block.windows]
+            profiles = [profile.windows[window] for window in block.windows]
             peak = block_peak_bytes(profiles, block.batch_size)
             assert block.predicted_peak_bytes == settings.with_margin(peak, len(block.units))
 
@@ -280,6 +279,20 @@ def test_updates_are_sliced_where_a_useful_batch_does_not_fit_otherwise(budget: 
     assert [w.updates for w in block.windows if w.first_unit == 1] == [updates]
     assert budget is None or plan.predicted_peak_bytes <= budget
     assert full_budget(profile, EXACT) == 3620, "at batch 2"
+
+
+def test_kinds_of_updates_that_are_not_needed_are_not_looked_at() -> None:
+    class Table(dict[Window, WindowProfile]):
+        def __missing__(self, window: Window) -> WindowProfile:
+            raise AssertionError(f"{window} was asked for, which takes a trace of seconds")
+
+    def without(*updates: str) -> NetworkProfile:
+        profile = sliced_profile()
+        kept = {window: item for window, item in profile.windows.items() if window.updates not in updates}
+        return replace(profile, windows=Table(kept))
+
+    assert plan_units(without("sliced", "sliced-bfloat16"), 8004, EXACT).block_of(1) is not None
+    assert plan_units(without("sliced-bfloat16"), 4660, EXACT).block_of(1) is not None
 
 
 def test_a_unit_that_does_not_fit_is_left_out_and_the_others_are_planned() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -87,10 +88,12 @@ def test_profile_of_a_network_has_every_window_up_to_the_reach(small_network: Lo
     profile = profile_network(small_network, speed=SPEED, reach=2)
 
     windows = {(window.first_unit, window.last_unit) for window in profile.windows}
-    assert windows == {(0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (0, 2)}
-    assert profile.whole.window == Window(first_unit=0, last_unit=2)
+    assert windows == {(0, 0), (1, 1), (2, 2), (0, 1), (1, 2)}
+    assert profile.whole.window == profile.whole_window == Window(first_unit=0, last_unit=2)
     assert [unit.output_numbers for unit in profile.units] == [128, 128, 64]
     assert [unit.head_filters for unit in profile.units] == [8, 8, 0]
+    # Multiply and add, a 3x3 kernel, the maps before pooling.
+    assert [unit.forward_flops for unit in profile.units] == [2 * 9 * 8 * 64, 2 * 9 * 8 * 8 * 16, 2 * 9 * 8 * 16 * 16]
     pair = profile.windows[Window(first_unit=0, last_unit=1)]
     assert pair.peak_bytes(64) > profile.unit(1).peak_bytes(64)
     assert pair.peak_bytes(64) < profile.unit(0).peak_bytes(64) + profile.unit(1).peak_bytes(64)
@@ -112,7 +115,7 @@ def test_with_reach_zero_other_windows_are_traced_when_they_are_first_asked_for(
     measured = measure_profile(
         small_network, profile, windows=[], available_bytes=0, maximum_batch=8, minimum_batch=2, device=CPU
     )
-    assert (len(traced), pair in traced) == (4, False)
+    assert traced == []
     assert profile.windows[pair] is profile.windows[pair]
     assert measured.windows[pair] == profile_network(small_network, speed=SPEED, reach=2).windows[pair]
     assert traced.count(pair) == 2, "once for each profile"
@@ -141,6 +144,34 @@ def test_real_steps_keep_times_and_raise_the_lines_to_what_was_seen(
     assert measured.unit(0).peak_bytes(5) == traced.unit(0).peak_bytes(5) + 160
     assert measured.unit(0).seconds_per_step(12, SPEED) == pytest.approx(0.12)
     assert measured.unit(1) == traced.unit(1)
+
+
+def test_without_a_budget_no_step_is_made_to_measure_a_peak(
+    small_network: LocalNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def timed(_step: WindowStep, batch: int, _device: torch.device) -> Callable[[], float]:
+        def run() -> float:
+            made.append(batch)
+            return 1.0 / len(made)
+
+        return run
+
+    monkeypatch.setattr(WindowStep, "timed", timed)
+    traced = profile_network(small_network, speed=SPEED)
+    window = Window(first_unit=0, last_unit=0)
+
+    def measured(budget_bytes: int | None) -> WindowProfile:
+        made.clear()
+        return measure_profile(
+            small_network, traced, windows=[window], available_bytes=2.0**40, budget_bytes=budget_bytes,
+            maximum_batch=2, minimum_batch=2, device=CPU,
+        ).unit(0)  # fmt: skip
+
+    assert (measured(None).timings, made) == (((2, 1 / 3),), [2, 2, 2])
+    assert measured(None).memory == traced.unit(0).memory
+    assert (measured(2**40).timings, made) == (((2, 1 / 4),), [2, 2, 2, 2])
 
 
 @pytest.mark.parametrize(("device", "largest"), [("cuda", 16), ("cpu", 4)])
