@@ -28,7 +28,7 @@ from benchmarks.report import WORKER_FLAG, Worker, describe_setting, print_setti
 from neuroflux_fl.arm_run import open_trainer, split_images
 from neuroflux_fl.arm_tuning import TunedArm
 from neuroflux_fl.arms import ARMS, NEUROFLUX, Arm, ArmSetting
-from neuroflux_fl.block_training import TrainSettings
+from neuroflux_fl.block_training import HEAD_PASSES, TrainSettings
 from neuroflux_fl.compute import COMPUTE_PRECISIONS
 from neuroflux_fl.data import ImageData, load_data
 from neuroflux_fl.data.named import CIFAR10
@@ -140,6 +140,7 @@ def _train(arm: Arm, how: TunedArm, images: ImageData, request: dict[str, Any], 
     settings = TrainSettings(
         epochs=request["epochs"],
         patience=request["patience"] or None,
+        head_passes=HEAD_PASSES,
         views=request["views"],
         optimizer=arm.optimizer,
         compute=how.compute,
@@ -150,7 +151,7 @@ def _train(arm: Arm, how: TunedArm, images: ImageData, request: dict[str, Any], 
     with open_trainer(arm, how, data, settings, device) as trainer:
         result = trainer.train(how.plan, on_epoch=_tell)
         seconds = {**trainer.stopwatch.seconds, "profile": how.tuning_seconds}
-        trained = sorted(window.last_unit for done in result.blocks for window in done.block.windows)
+        trained = sorted(unit for done in result.blocks for unit in done.exits)
         last = len(arm.network) - 1
         validation_scores = trainer.score_exits(0, last)
         test_scores = trainer.score_exits(0, last, data=images.test)

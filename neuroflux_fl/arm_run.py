@@ -15,11 +15,11 @@ import torch
 from neuroflux_fl.arm_tuning import TunedArm
 from neuroflux_fl.arms import Arm
 from neuroflux_fl.block_steps import LiveWindow
-from neuroflux_fl.block_training import BlockResult, TrainSettings
+from neuroflux_fl.block_training import HEAD_PASSES, BlockResult, TrainSettings
 from neuroflux_fl.data import ImageData, LabelledImages, split_validation
 from neuroflux_fl.device_training import CacheSettings, DeviceData, DeviceTrainer, TrainingResult
 from neuroflux_fl.errors import DataError
-from neuroflux_fl.evaluation import Score, score_windows
+from neuroflux_fl.evaluation import Score, score_exits, score_windows
 from neuroflux_fl.exits import choose_exit, exit_parameters
 from neuroflux_fl.plan import Block
 from neuroflux_fl.unit_chain import ImageShape
@@ -81,6 +81,8 @@ class Schedule:
     """Epochs without improvement that end a block."""
     depth_patience: int | None = 2
     """Blocks without a better exit, after which deeper ones are left out; None trains all."""
+    head_passes: int = HEAD_PASSES
+    """Passes in which heads inside windows learn from frozen units."""
     views: int = 4
     tolerance: float = 0.005
     """Validation accuracy given up for a smaller exit."""
@@ -149,8 +151,9 @@ def train_arm(
         epoch_seconds = len(data.train) * sum(block.predicted_seconds_per_sample for block in tuned.plan.blocks)
         epochs = max(1, round((60 * schedule.minutes - tuned.tuning_seconds) / epoch_seconds))
     settings = TrainSettings(
-        epochs=epochs, patience=schedule.patience, depth_patience=schedule.depth_patience, views=schedule.views,
-        optimizer=arm.optimizer, compute=tuned.compute, seed=seed,
+        epochs=epochs, patience=schedule.patience, depth_patience=schedule.depth_patience,
+        head_passes=schedule.head_passes, views=schedule.views, optimizer=arm.optimizer, compute=tuned.compute,
+        seed=seed,
     )  # fmt: skip
     with open_trainer(arm, tuned, data, settings, device) as trainer:
         trainer.stopwatch.add("profile", tuned.tuning_seconds)
@@ -235,20 +238,18 @@ class _Recorder:
             for flow in (self._validation, self._test)
         )
         self._exits |= {unit: (validation[unit], test[unit]) for unit in validation}
-        chosen = choose_exit({unit: score for unit, (score, _) in self._exits.items()}, self._tolerance)
-        point = CurvePoint(
-            seconds=stopped - self._began,
-            unit=chosen,
-            validation_accuracy=self._exits[chosen][0].accuracy,
-            test_accuracy=self._exits[chosen][1].accuracy,
-        )
-        self.curve.append(point)
-        self._on_point(point)
+        self._add_point(stopped - self._began)
         self._began += self._clock() - stopped
 
     def on_block(self, result: BlockResult) -> None:
-        """Bring the test images to the next block, while no block's memory is measured."""
+        """Score the exits inside the block, and bring the test images to the next one, while no block's memory is
+        measured."""
         stopped = self._clock()
+        inner = [unit for unit in result.inner_exits if unit in result.validation]
+        if inner:
+            test = score_exits(self._test, self._cache, first_unit=result.block.first_unit, last_unit=inner[-1])
+            self._exits |= {unit: (result.validation[unit], test[unit]) for unit in inner}
+            self._add_point(stopped - self._began)
         following = [b.first_unit for b in self._tuned.plan.blocks if b.first_unit > result.block.last_unit]
         if following:
             self._test.source_at(following[0], known=self._cut)
@@ -256,6 +257,17 @@ class _Recorder:
                 self._cache.remove_all(self._test.keys(self._cut))
             self._cut = following[0]
         self._began += self._clock() - stopped
+
+    def _add_point(self, seconds: float) -> None:
+        chosen = choose_exit({unit: score for unit, (score, _) in self._exits.items()}, self._tolerance)
+        point = CurvePoint(
+            seconds=seconds,
+            unit=chosen,
+            validation_accuracy=self._exits[chosen][0].accuracy,
+            test_accuracy=self._exits[chosen][1].accuracy,
+        )
+        self.curve.append(point)
+        self._on_point(point)
 
 
 def noise(count: int, shape: ImageShape, classes: int, seed: int) -> LabelledImages:

@@ -40,7 +40,7 @@ class BlockSteps:
         self._device = device
         self._pairs = {
             unit: store.load(
-                unit, device, with_head=unit == window.last_unit, prepare=partial(self._prepare, window, settings)
+                unit, device, with_head=unit == window.last_unit, prepare=partial(prepare_pair, window, settings)
             )
             for window in block.windows
             for unit in window.units
@@ -100,10 +100,6 @@ class BlockSteps:
         for unit, pair in self._pairs.items():
             self._store.save(unit, pair)
 
-    def _prepare(self, window: Window, settings: TrainSettings, pair: nn.Module) -> None:
-        self._compute.arrange(pair)
-        prepare_updates(window, [pair], settings.optimizer)
-
     def _pass(self, inputs: SampleSource, batch: NDArray[np.int64], view: int, *, share: float | None) -> list[Tensor]:
         """Forward and backward of every window; each steps at once where there is no ``share``."""
         labels = torch.from_numpy(inputs.labels[batch]).to(self._device)
@@ -136,3 +132,9 @@ class BlockSteps:
                 )
             losses.append(loss)
         return losses
+
+
+def prepare_pair(window: Window, settings: TrainSettings, pair: nn.Module) -> None:
+    """Lay out a unit of the window as the settings say, its large convolutions updated as the window says."""
+    settings.compute.arrange(pair)
+    prepare_updates(window, [pair], settings.optimizer)

@@ -27,6 +27,9 @@ from neuroflux_fl.stopwatch import Stopwatch
 from neuroflux_fl.training_monitor import TrainingMonitor
 from neuroflux_fl.unit_store import UnitStore
 
+HEAD_PASSES = 2
+"""Enough for heads on frozen units, on a device that trains alone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
@@ -44,6 +47,9 @@ class TrainSettings:
     """Share of all steps in which the learning rate rises from near zero."""
     final_rate_share: float = 0.05
     """Learning rate at the last step over the block's rate; between them a half cosine. 1 keeps the rate."""
+    head_passes: int = 0
+    """Passes over the data, after a block is trained, in which the heads before its windows' ends learn from the frozen
+    units; 0 leaves exits at windows' ends only."""
     views: int = 4
     """Cached views: the plain one and augmented ones. 1 is no augmentation at all."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -59,6 +65,8 @@ class TrainSettings:
         ):
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value} is too small: give at least 1.")
+        if self.head_passes < 0:
+            raise UsageError(f"Head passes {self.head_passes} is negative: give 0 or more.")
         if not 0 <= self.warmup_share < 1 or not 0 <= self.final_rate_share <= 1:
             raise UsageError(
                 f"Warm-up share {self.warmup_share} and final rate share {self.final_rate_share} must lie in 0 to 1."
@@ -86,9 +94,16 @@ class BlockResult:
     """The same of every window, by the unit at its end; no number where no step was made."""
     epochs: int
     validation: dict[int, Score]
-    """By unit: the exit at each window's end, after training; empty without patience."""
+    """By unit: the exits, after training; empty without patience."""
+    inner_exits: tuple[int, ...] = ()
+    """Units before a window's end whose heads were trained too, with ``head_passes``."""
     finished: bool
     """False where the deadline came first, or where there are too few samples for one batch."""
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """Units whose heads were trained."""
+        return tuple(sorted((*(window.last_unit for window in self.block.windows), *self.inner_exits)))
 
 
 def train_block(

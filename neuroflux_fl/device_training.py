@@ -19,6 +19,7 @@ from neuroflux_fl.block_training import BlockResult, TrainSettings, train_block
 from neuroflux_fl.data.images import ImageData, LabelledImages
 from neuroflux_fl.device_memory import PeakMeter, run_keeping
 from neuroflux_fl.evaluation import Score, score_exits
+from neuroflux_fl.inner_exits import train_inner_heads
 from neuroflux_fl.local_network import LocalNetwork
 from neuroflux_fl.memory_allocator import FreedMemory
 from neuroflux_fl.plan import Block, Plan
@@ -196,6 +197,9 @@ class DeviceTrainer:
             if not result.finished:
                 late = deadline is not None and time.monotonic() > deadline
                 return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=late)
+            result = self._with_inner_exits(
+                result, inputs, settings, validation, learning_rate_scale, first_epoch, deadline
+            )
             results.append(result)
             if on_block is not None:
                 on_block(result)
@@ -204,6 +208,38 @@ class DeviceTrainer:
                     blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=False, deep_enough=True
                 )
         return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=False)
+
+    def _with_inner_exits(
+        self,
+        result: BlockResult,
+        inputs: SampleSource,
+        settings: TrainSettings,
+        validation: SampleSource | None,
+        learning_rate_scale: float,
+        first_epoch: int,
+        deadline: float | None,
+    ) -> BlockResult:
+        with self.stopwatch.running("train"):
+            found = train_inner_heads(
+                self.store,
+                replace(result.block, batch_size=result.final_batch_size),
+                inputs,
+                settings,
+                validation=validation,
+                device=self.device,
+                memory_bytes=self._memory_bytes,
+                learning_rate_scale=learning_rate_scale * result.final_batch_size / result.block.batch_size,
+                first_epoch=first_epoch,
+                deadline=deadline,
+                monitor=self.monitor,
+            )
+        peaks = [peak for peak in (result.measured_peak_bytes, found.measured_peak_bytes) if peak is not None]
+        return replace(
+            result,
+            inner_exits=found.units,
+            validation=result.validation | found.validation,
+            measured_peak_bytes=max(peaks, default=None),
+        )
 
     def score_exits(self, first_unit: int, last_unit: int, *, data: LabelledImages | None = None) -> dict[int, Score]:
         """Accuracy of the stored exits on validation data, or on ``data``."""

@@ -50,6 +50,9 @@ def compare(
     depth_patience: Annotated[
         int, typer.Option(help="With --train: blocks without a better exit that end it; 0 trains all.")
     ] = 2,
+    head_passes: Annotated[
+        int, typer.Option(help="With --train: passes in which heads inside windows learn from frozen units.")
+    ] = 2,
     views: Annotated[int, typer.Option(help="With --train: views of the data; 1 is no augmentation.")] = 4,
     tolerance: Annotated[float, typer.Option(help="With --train: accuracy given up for a smaller exit.")] = 0.005,
     image_side: Annotated[int, typer.Option(help="Resize images to this many pixels; 0 keeps their size.")] = 0,
@@ -112,8 +115,8 @@ def compare(
     )  # fmt: skip
     shape, classes = _shape_of(request) if data else (parse_image_shape(image), classes)
     schedule = Schedule(
-        epochs=epochs, minutes=minutes or None, patience=patience, depth_patience=depth_patience or None, views=views,
-        tolerance=tolerance,
+        epochs=epochs, minutes=minutes or None, patience=patience, depth_patience=depth_patience or None,
+        head_passes=head_passes, views=views, tolerance=tolerance,
     )  # fmt: skip
     work = Work(
         seconds=seconds, repeats=repeats, data=request if train else None, schedule=schedule, threads=threads,

@@ -58,6 +58,9 @@ def train(
     depth_patience: Annotated[
         int, typer.Option(help="Blocks without a better exit after which deeper ones are left out; 0 trains all.")
     ] = 2,
+    head_passes: Annotated[
+        int, typer.Option(help="Passes in which heads inside windows learn from frozen units; 0: exits at ends only.")
+    ] = 2,
     similarity: Annotated[float, typer.Option(help="Weight of the similarity loss in local losses.")] = 5.0,
     views: Annotated[int, typer.Option(help="Cached views of the data; 1 is no augmentation.")] = 4,
     cache_quota: Annotated[str | None, typer.Option(help="Largest size of the cache, for example 500MiB.")] = None,
@@ -116,6 +119,7 @@ def train(
         epochs=epochs,
         patience=patience,
         depth_patience=depth_patience or None,
+        head_passes=head_passes,
         views=views,
         optimizer=OptimizerSettings(similarity=similarity if method == "neuroflux" else 0.0),
         compute=compute,
@@ -211,7 +215,7 @@ def _summarise(
 ) -> dict[str, Any]:
     from neuroflux_fl.exits import choose_exit, exit_parameters
 
-    heads = sorted(window.last_unit for done in result.blocks for window in done.block.windows)
+    heads = sorted(unit for done in result.blocks for unit in done.exits)
     validation = trainer.score_exits(0, heads[-1])
     tested = trainer.score_exits(0, heads[-1], data=test)
     chosen = choose_exit({unit: validation[unit] for unit in heads}, tolerance)

@@ -213,3 +213,23 @@ def test_every_block_is_trained_where_depth_has_no_patience(make_trainer: Callab
     result = make_trainer().train(plan_of((0,), (1,), (2,)))
 
     assert (len(result.blocks), result.deep_enough) == (3, False)
+
+
+def test_with_head_passes_every_unit_of_a_trained_block_is_an_exit(
+    make_trainer: Callable[..., DeviceTrainer], small_store: UnitStore
+) -> None:
+    trainer = make_trainer()
+    trainer.settings = replace(trainer.settings, head_passes=2)
+    window = Window(first_unit=0, last_unit=1)
+    first = replace(plan_of((0,)).blocks[0], windows=(window,))
+    plan = replace(plan_of((2,)), blocks=(first, *plan_of((2,)).blocks))
+    told: list[BlockResult] = []
+
+    result = trainer.train(plan, on_block=told.append)
+
+    assert told == list(result.blocks)
+    assert [block.exits for block in result.blocks] == [(0, 1), (2,)]
+    assert [block.inner_exits for block in result.blocks] == [(0,), ()]
+    assert [sorted(block.validation) for block in result.blocks] == [[0, 1], [2]]
+    assert trainer.score_exits(0, 2)[0].correct == result.blocks[0].validation[0].correct
+    assert make_trainer().train(replace(plan, blocks=(first,))).blocks[0].exits == (1,)
