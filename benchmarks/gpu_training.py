@@ -140,7 +140,7 @@ def _train(arm: Arm, how: TunedArm, images: ImageData, request: dict[str, Any], 
     settings = TrainSettings(
         epochs=request["epochs"],
         patience=request["patience"] or None,
-        head_passes=HEAD_PASSES,
+        head_passes=HEAD_PASSES if arm.name == NEUROFLUX else 0,
         views=request["views"],
         optimizer=arm.optimizer,
         compute=how.compute,

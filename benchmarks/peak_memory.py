@@ -73,7 +73,7 @@ def make_trainer(
         store,
         data,
         cache=CacheSettings(folder=folder / "cache"),
-        settings=TrainSettings(epochs=1, views=1, seed=seed),
+        settings=TrainSettings(epochs=1, head_passes=1, views=1, seed=seed),
         planner=PLANNER,
         memory_bytes=budget_bytes,
         device=CPU,

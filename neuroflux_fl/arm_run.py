@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from neuroflux_fl.arm_tuning import TunedArm
-from neuroflux_fl.arms import Arm
+from neuroflux_fl.arms import NEUROFLUX, Arm
 from neuroflux_fl.block_steps import LiveWindow
 from neuroflux_fl.block_training import HEAD_PASSES, BlockResult, TrainSettings
 from neuroflux_fl.data import ImageData, LabelledImages, split_validation
@@ -82,7 +82,7 @@ class Schedule:
     depth_patience: int | None = 2
     """Blocks without a better exit, after which deeper ones are left out; None trains all."""
     head_passes: int = HEAD_PASSES
-    """Passes in which heads inside windows learn from frozen units."""
+    """Of NeuroFlux: passes in which heads inside windows learn from frozen units."""
     views: int = 4
     tolerance: float = 0.005
     """Validation accuracy given up for a smaller exit."""
@@ -152,8 +152,8 @@ def train_arm(
         epochs = max(1, round((60 * schedule.minutes - tuned.tuning_seconds) / epoch_seconds))
     settings = TrainSettings(
         epochs=epochs, patience=schedule.patience, depth_patience=schedule.depth_patience,
-        head_passes=schedule.head_passes, views=schedule.views, optimizer=arm.optimizer, compute=tuned.compute,
-        seed=seed,
+        head_passes=schedule.head_passes if arm.name == NEUROFLUX else 0, views=schedule.views,
+        optimizer=arm.optimizer, compute=tuned.compute, seed=seed,
     )  # fmt: skip
     with open_trainer(arm, tuned, data, settings, device) as trainer:
         trainer.stopwatch.add("profile", tuned.tuning_seconds)

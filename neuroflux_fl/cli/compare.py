@@ -51,7 +51,7 @@ def compare(
         int, typer.Option(help="With --train: blocks without a better exit that end it; 0 trains all.")
     ] = 2,
     head_passes: Annotated[
-        int, typer.Option(help="With --train: passes in which heads inside windows learn from frozen units.")
+        int, typer.Option(help="With --train: passes in which NeuroFlux's heads inside windows learn.")
     ] = 2,
     views: Annotated[int, typer.Option(help="With --train: views of the data; 1 is no augmentation.")] = 4,
     tolerance: Annotated[float, typer.Option(help="With --train: accuracy given up for a smaller exit.")] = 0.005,

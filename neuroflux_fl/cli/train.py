@@ -119,7 +119,7 @@ def train(
         epochs=epochs,
         patience=patience,
         depth_patience=depth_patience or None,
-        head_passes=head_passes,
+        head_passes=head_passes if method == "neuroflux" else 0,
         views=views,
         optimizer=OptimizerSettings(similarity=similarity if method == "neuroflux" else 0.0),
         compute=compute,

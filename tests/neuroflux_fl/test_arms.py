@@ -207,7 +207,7 @@ def test_minutes_decide_the_number_of_epochs(arms: dict[str, Arm], images: Image
 
     trained = train_arm(
         arm, TunedArm(plan=plan, compute=PLAIN, tuning_seconds=60.0), images,
-        Schedule(epochs=9, minutes=(60 + 3 * 108) / 60, patience=9, head_passes=0, views=1), seed=0, device=CPU,
+        Schedule(epochs=9, minutes=(60 + 3 * 108) / 60, patience=9, views=1), seed=0, device=CPU,
     )  # fmt: skip
 
     assert trained.epochs == len(trained.curve) == 3
@@ -215,12 +215,16 @@ def test_minutes_decide_the_number_of_epochs(arms: dict[str, Arm], images: Image
 
 
 def test_exits_inside_windows_are_on_the_curve(arms: dict[str, Arm], images: ImageData) -> None:
-    arm = arms["backprop"]
-    plan = arm.plan(arm.shapes[0], PLAIN, 16, None, seconds_per_sample=1.0)
+    backprop = arms["backprop"]
+    plan = backprop.plan(backprop.shapes[0], PLAIN, 16, None, seconds_per_sample=1.0)
     schedule = Schedule(epochs=3, views=1, tolerance=1.0)
 
-    trained = train_arm(arm, TunedArm(plan=plan, compute=PLAIN), images, schedule, seed=0, device=CPU)
+    def trained(arm: Arm) -> TrainedArm:
+        return train_arm(arm, TunedArm(plan=plan, compute=PLAIN), images, schedule, seed=0, device=CPU)
 
-    assert [point.unit for point in trained.curve] == [LAST, LAST, LAST, 0], "one more point, after the passes"
-    assert trained.parameters == exit_parameters(arm.network, 0)
-    assert trained.curve[-1].test_accuracy > 0.5
+    with_inner, plain = trained(arms["neuroflux"]), trained(backprop)
+
+    assert [point.unit for point in with_inner.curve] == [LAST, LAST, LAST, 0], "one more point, after the passes"
+    assert with_inner.parameters == exit_parameters(arms["neuroflux"].network, 0)
+    assert with_inner.curve[-1].test_accuracy > 0.5
+    assert [point.unit for point in plain.curve] == [LAST, LAST, LAST], "backpropagation has one exit, at its end"
