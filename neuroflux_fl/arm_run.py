@@ -232,7 +232,7 @@ class _Recorder:
             score_windows(
                 windows,
                 flow.source_at(block.first_unit, known=self._cut),
-                block.micro_batch or block.batch_size,
+                block.samples_at_once,
                 self._tuned.compute,
             )
             for flow in (self._validation, self._test)

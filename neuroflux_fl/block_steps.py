@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from neuroflux_fl.errors import UsageError
-from neuroflux_fl.frugal_convolution import prepare_updates, weight_updates
+from neuroflux_fl.frugal_convolution import WeightUpdate, prepare_updates, weight_updates
 from neuroflux_fl.local_step import add_gradients, apply_gradients, make_optimizer, train_window
 from neuroflux_fl.plan import Block, Window
 from neuroflux_fl.sample_source import SampleSource
@@ -58,9 +58,9 @@ class BlockSteps:
         ]
         has_batch_norm = any(isinstance(m, nn.BatchNorm2d) for pair in self._pairs.values() for m in pair.modules())
         self.smallest = 2 if has_batch_norm else 1
-        if (block.micro_batch or block.batch_size) < self.smallest:
+        if block.samples_at_once < self.smallest:
             raise UsageError(
-                f"Batch size {block.micro_batch or block.batch_size} is too small for batch norm: give at least "
+                f"Batch size {block.samples_at_once} is too small for batch norm: give at least "
                 f"{self.smallest}, or use group norm."
             )
 
@@ -76,11 +76,7 @@ class BlockSteps:
 
         With several pieces, gradients are added up over that many equal micro-batches before the weights move.
         """
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        for update in self._updates:
-            update.learning_rate = rate
+        set_learning_rate(self._optimizers, self._updates, rate)
         if pieces == 1:
             return self._pass(inputs, batch, view, share=None)
         losses = [self._pass(inputs, piece, view, share=1 / pieces) for piece in np.split(batch, pieces)]
@@ -132,6 +128,17 @@ class BlockSteps:
                 )
             losses.append(loss)
         return losses
+
+
+def set_learning_rate(
+    optimizers: Iterable[torch.optim.Optimizer], updates: Iterable[WeightUpdate], rate: float
+) -> None:
+    """For the next step, of sliced weights too."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+    for update in updates:
+        update.learning_rate = rate
 
 
 def prepare_pair(window: Window, settings: TrainSettings, pair: nn.Module) -> None:

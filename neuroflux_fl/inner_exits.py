@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from neuroflux_fl.block_steps import LiveWindow, prepare_pair
+from neuroflux_fl.block_steps import LiveWindow, prepare_pair, set_learning_rate
 from neuroflux_fl.block_training import TrainSettings, even_batches
 from neuroflux_fl.checkpointing import run_units
 from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory, run_keeping
@@ -97,7 +97,7 @@ def train_inner_heads(
         store.save(unit, pairs[unit])
     scores: dict[int, Score] = {}
     if validation is not None and len(validation.labels):
-        score = partial(score_windows, passes.windows, validation, _samples_at_once(block), settings.compute)
+        score = partial(score_windows, passes.windows, validation, block.samples_at_once, settings.compute)
         scores = run_keeping(freed, score)
     return InnerExits(units=units, validation=scores, measured_peak_bytes=meter.peak_bytes())
 
@@ -148,11 +148,12 @@ class _Passes:
             view = first_epoch + epoch % self._views if self._settings.views > 1 else PLAIN_VIEW
             order = np.random.default_rng([self._settings.seed, self._block.first_unit, view]).permutation(count)
             done = 0
-            size = _samples_at_once(self._block)
+            size = self._block.samples_at_once
             for batch in even_batches(order, size, smallest=min(_SMALLEST_BATCH, size)):
                 if deadline is not None and time.monotonic() > deadline:
                     return False
-                self._set_rate(self._learning_rate * rate_share(self._settings, epoch + done / count))
+                rate = self._learning_rate * rate_share(self._settings, epoch + done / count)
+                set_learning_rate(self._optimizers, self._updates, rate)
                 self._step(batch, view)
                 done += len(batch)
         return True
@@ -167,13 +168,6 @@ class _Passes:
                 values = run_units(units, values)
             train_window([], head, optimizer, values, labels, compute=compute)
 
-    def _set_rate(self, rate: float) -> None:
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        for update in self._updates:
-            update.learning_rate = rate
-
 
 def _load(store: UnitStore, block: Block, settings: TrainSettings, device: torch.device) -> dict[int, UnitWithHead]:
     """Units up to the last inner one, laid out as they were trained; heads of inner ones only."""
@@ -184,7 +178,3 @@ def _load(store: UnitStore, block: Block, settings: TrainSettings, device: torch
         for unit in window.units
         if unit <= inner[-1]
     }
-
-
-def _samples_at_once(block: Block) -> int:
-    return block.micro_batch or block.batch_size

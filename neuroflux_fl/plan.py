@@ -80,6 +80,11 @@ class Block:
             )
 
     @property
+    def samples_at_once(self) -> int:
+        """Samples in memory: the micro-batch, or the whole batch."""
+        return self.micro_batch or self.batch_size
+
+    @property
     def first_unit(self) -> int:
         """Start of the first window: the cut whose activations the block trains from."""
         return self.windows[0].first_unit

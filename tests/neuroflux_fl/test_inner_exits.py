@@ -196,8 +196,8 @@ def test_sliced_heads_and_units_come_out_as_whole_ones(tmp_path: Path) -> None:
         store = UnitStore(tmp_path / updates, network)
         for unit in (4, 5):
             store.write(unit, network.initial(unit, seed=0))
-        trained = replace(block((4, 5), batch_size=4, learning_rate=0.01))
-        trained = replace(trained, windows=(Window(first_unit=4, last_unit=5, updates=updates),))
+        window = Window(first_unit=4, last_unit=5, updates=updates)
+        trained = replace(block((4, 5), batch_size=4, learning_rate=0.01), windows=(window,))
         before = parts(store, 4)
 
         assert train(store, trained, inputs, settings=replace(SETTINGS, head_passes=1)).units == (4,)
