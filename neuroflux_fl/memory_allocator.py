@@ -28,6 +28,9 @@ _MAP_FROM_BYTES = 128 * 1024
 _THREAD_CACHE_BYTES = MIB
 _UNTOUCHED_BYTES = 2 * MIB
 """tcmalloc counts what it has handed out or split for small objects; 3 to 6 MiB of that was never touched."""
+_RESERVED_BYTES = 512 * MIB
+"""Addresses that the heap may grow into. For every 2 GiB of them tcmalloc has a table of 2 MiB, made when the heap
+first comes there; a block that happened to be the first to cross would hold 2 MiB that no plan counts."""
 _SMALLEST_LIMIT_BYTES = 32 * MIB
 """Below, what no plan counts is too large a share: a library that cannot have a few bytes ends the process."""
 
@@ -64,6 +67,7 @@ def return_freed_memory_at_once() -> bool:
     if tcmalloc is not None:
         tcmalloc.set("tcmalloc.max_total_thread_cache_bytes", _THREAD_CACHE_BYTES)
         tcmalloc.give_back_at_once(True)
+        tcmalloc.reserve(_RESERVED_BYTES)
         return True
     if not sys.platform.startswith("linux"):
         return False
@@ -159,6 +163,13 @@ class _Tcmalloc:
     def give_back(self) -> None:
         """What is free now."""
         self._library.MallocExtension_ReleaseFreeMemory()
+
+    def reserve(self, size_bytes: int) -> None:
+        """Let the heap have so many more addresses, none of them touched, where the kernel grants them."""
+        allocate, release = self._library.malloc, self._library.free
+        allocate.argtypes, allocate.restype = [ctypes.c_size_t], ctypes.c_void_p
+        release.argtypes, release.restype = [ctypes.c_void_p], None
+        release(allocate(size_bytes))
 
     def held_bytes(self) -> int:
         """Of the kernel: what was handed out, and what is free and was not given back."""

@@ -127,3 +127,16 @@ def test_small_limits_no_limit_and_other_memory_keep_nothing() -> None:
     outcome = _run("print(json.dumps([FreedMemory(*a).give_up() for a in ((31 * MIB,), (None,), (64 * MIB, 'cuda'))]))")
 
     assert outcome == [False, False, False]
+
+
+def test_a_heap_that_grows_stays_in_addresses_it_has_a_table_for() -> None:
+    grown = _run("""
+from neuroflux_fl.memory_allocator import _tcmalloc
+def heap():
+    return _tcmalloc()._get("generic.heap_size")
+before = heap()
+held = [torch.empty(8 * MIB // 4) for _ in range(40)]
+print(json.dumps([len(held), heap() - before]))
+""")
+
+    assert grown == [40, 0]
