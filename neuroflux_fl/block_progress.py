@@ -10,6 +10,8 @@ from torch import Tensor
 from neuroflux_fl.plan import Block
 from neuroflux_fl.training_monitor import TrainingMonitor
 
+_FIRST_STEPS = 3
+
 
 @dataclass(slots=True, kw_only=True)
 class BlockProgress:
@@ -22,6 +24,8 @@ class BlockProgress:
     """As in the block; None where the whole batch is in memory at once."""
     samples: int = 0
     steps: int = 0
+    steps_of_size: int = 0
+    """Since samples were last put together in another way."""
     effective_steps: float = 0.0
     retries: int = 0
     losses: dict[int, float] = field(default_factory=dict)
@@ -33,6 +37,16 @@ class BlockProgress:
     def final_loss(self) -> float:
         """Of the last window; NaN where no step was made."""
         return self.losses.get(self.block.last_unit, math.nan)
+
+    @property
+    def samples_at_once(self) -> int:
+        """In memory."""
+        return self.micro_batch or self.batch_size
+
+    @property
+    def is_new_size(self) -> bool:
+        """Whether what a step holds is still being found out: the peak of the first few is that of all."""
+        return self.steps_of_size <= _FIRST_STEPS
 
     def begin_epoch(self) -> None:
         """A pass begins."""
@@ -46,6 +60,7 @@ class BlockProgress:
         self._batches += 1
         self.samples += samples
         self.steps += 1
+        self.steps_of_size += 1
         self.effective_steps += effective
         self.monitor.step(samples)
 

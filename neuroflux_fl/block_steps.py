@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from neuroflux_fl.device_memory import forget_failed_backward
 from neuroflux_fl.errors import UsageError
 from neuroflux_fl.frugal_convolution import WeightUpdate, prepare_updates, weight_updates
 from neuroflux_fl.local_step import add_gradients, apply_gradients, make_optimizer, train_window
@@ -88,6 +89,7 @@ class BlockSteps:
         """Forget a step that was cut short, and what the allocator kept for it."""
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
+        forget_failed_backward()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

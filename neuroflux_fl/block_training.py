@@ -172,7 +172,10 @@ def train_block(
         rate_at = partial(_rate_at, settings, peak_rate, epoch)
         with stopwatch.running("train"):
             run.begin_epoch()
-            finished = _epoch(steps, inputs, order, view, run, freed, rate_at, base_learning_rate, deadline)
+            finished = _epoch(
+                steps, inputs, order, view, run, freed, partial(meter.overran, memory_bytes), rate_at,
+                base_learning_rate, deadline,
+            )  # fmt: skip
             run.end_epoch()
         epoch += 1
         if not finished:
@@ -180,8 +183,7 @@ def train_block(
         last = None
         if settings.patience is not None and validation is not None and len(validation.labels):
             with stopwatch.running("evaluate"):
-                size = run.micro_batch or run.batch_size
-                score = partial(score_windows, steps.windows, validation, size, settings.compute)
+                score = partial(score_windows, steps.windows, validation, run.samples_at_once, settings.compute)
                 scores = run_keeping(freed, score)
             last = scores[block.last_unit]
         if on_modules is not None:
@@ -245,11 +247,16 @@ def _epoch(
     view: int,
     run: BlockProgress,
     freed: FreedMemory,
+    overran: Callable[[], bool],
     rate_at: Callable[[float], float],
     base_learning_rate: float,
     deadline: float | None,
 ) -> bool:
-    """One pass over the data; False where the deadline came before its end."""
+    """One pass over the data; False where the deadline came before its end.
+
+    Where memory ran out, or the first steps held more than they may because a trace did not know this machine's
+    kernels, the batch is halved.
+    """
     steps.begin_epoch()
     remaining = order
     done = 0
@@ -267,13 +274,18 @@ def _epoch(
                     losses = steps.step(inputs, batch, view, rate, pieces=pieces)
                     done += len(batch)
                     run.add_step(losses, len(batch), rate / base_learning_rate)
-            return True
+                    if run.is_new_size and overran() and run.samples_at_once > steps.smallest:
+                        break
+                else:
+                    return True
+            keeping = freed.give_up()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             keeping = freed.give_up()
-            if not keeping and (run.micro_batch or run.batch_size) <= steps.smallest:
+            if not keeping and run.samples_at_once <= steps.smallest:
                 raise
+        run.steps_of_size = 0
         steps.drop_gradients()
         if not keeping:
             run.halve_batch(steps.smallest)

@@ -22,6 +22,9 @@ _REFUSALS = (
     # torch's CPU allocator, where memory is mapped (Linux, macOS) and on Windows
     "can't allocate memory",
     "not enough memory",
+    # oneDNN, whose kernels say no more when they cannot have their workspace
+    "could not execute a primitive",
+    "could not create a memory object",
     # CUDA's libraries, when they start in what a full GPU has left
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -32,10 +35,20 @@ _REFUSALS = (
 
 def release_free_memory() -> None:
     """Collect garbage and return the heap's free pages to the kernel, so that a baseline is a true one."""
+    forget_failed_backward()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return_free_memory()
+
+
+def forget_failed_backward() -> None:
+    """Let go of what a backward pass that failed on a CPU still holds.
+
+    The part of its graph that was due next stays in the queue of torch's engine, activations and all, until another
+    backward pass ends on the same thread: the next try would hold both graphs.
+    """
+    torch.zeros((), requires_grad=True).mul(1).backward()  # type: ignore[no-untyped-call]
 
 
 def warm_up_kernels() -> None:
@@ -68,39 +81,54 @@ class PeakMeter:
 
     device: torch.device
     _baseline: int = 0
+    _highest: int = 0
     _usable: bool = False
 
     def start(self) -> None:
         """Begin a new measurement; frees what can be freed first."""
         release_free_memory()
+        self._highest = 0
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self._baseline = torch.cuda.memory_allocated(self.device)
-            self._usable = True
-            return
-        try:
-            _CLEAR_REFS.write_text(_RESET_PEAK)
-            self._baseline = _status_bytes("VmRSS")
-            self._usable = True
-        except OSError:
-            self._usable = False
+        self._usable = self._reset()
+        if self._usable:
+            self._baseline = self._held()
 
     def peak_bytes(self) -> int | None:
         """Peak since ``start`` in bytes, or None where the platform cannot tell."""
-        if not self._usable:
-            return None
-        if self.device.type == "cuda":
-            return max(0, torch.cuda.max_memory_allocated(self.device) - self._baseline)
-        return max(0, _status_bytes("VmHWM") - self._baseline)
+        return max(self._highest, self._latest()) if self._usable else None
+
+    def overran(self, limit_bytes: int | None) -> bool:
+        """Whether the peak since the last such question, or the start, was above a limit. None is never passed."""
+        if not self._usable or limit_bytes is None:
+            return False
+        latest = self._latest()
+        self._highest = max(self._highest, latest)
+        self._reset()
+        return latest > limit_bytes
 
     def held_bytes(self) -> int | None:
         """What is held now over what was held at the start; for any thread. None where the platform cannot tell."""
-        if not self._usable:
-            return None
+        return max(0, self._held() - self._baseline) if self._usable else None
+
+    def _reset(self) -> bool:
+        """Begin to look for the highest anew, if the platform can."""
         if self.device.type == "cuda":
-            return max(0, torch.cuda.memory_allocated(self.device) - self._baseline)
-        return max(0, _status_bytes("VmRSS") - self._baseline)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return True
+        try:
+            _CLEAR_REFS.write_text(_RESET_PEAK)
+        except OSError:
+            return False
+        return True
+
+    def _held(self) -> int:
+        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else _status_bytes("VmRSS")
+
+    def _latest(self) -> int:
+        cuda = self.device.type == "cuda"
+        highest = torch.cuda.max_memory_allocated(self.device) if cuda else _status_bytes("VmHWM")
+        return max(0, highest - self._baseline)
 
 
 def limit_cuda_memory(device: torch.device, budget_bytes: int) -> None:
@@ -128,6 +156,7 @@ def run_keeping(freed: FreedMemory, work: Callable[[], _Result]) -> _Result:
     except (RuntimeError, MemoryError) as error:
         if not (is_out_of_memory(error) and freed.give_up()):
             raise
+    forget_failed_backward()
     return work()
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neuroflux_fl import block_steps, block_training
+from neuroflux_fl import block_steps, block_training, device_memory
 from neuroflux_fl.block_training import BlockResult, TrainSettings, even_batches, train_block
 from neuroflux_fl.device_report import BlockReading, TrainingReading
 from neuroflux_fl.errors import UsageError
@@ -453,6 +453,39 @@ def test_where_freed_memory_was_kept_the_batch_is_tried_again_before_it_is_halve
 
     assert sizes == [2, 8, 8, 8, 4, 4]
     assert (result.samples, result.out_of_memory_retries, result.final_batch_size) == (16, 1, 4)
+
+
+def test_a_step_that_held_more_than_the_budget_halves_the_batch(
+    small_store: UnitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine whose kernels take more than the trace knows."""
+    sizes: list[int] = []
+
+    class Meter(device_memory.PeakMeter):
+        def overran(self, limit_bytes: int | None) -> bool:
+            return limit_bytes == 1000 and sizes[-1] > 4
+
+    def noted(units: Any, head: Any, optimizer: Any, inputs: Tensor, labels: Tensor, **options: Any) -> Any:
+        sizes.append(len(inputs))
+        return train_window(units, head, optimizer, inputs, labels, **options)
+
+    monkeypatch.setattr(block_training, "PeakMeter", Meter)
+    monkeypatch.setattr(block_steps, "train_window", noted)
+
+    result = train(small_store, block((0, 0)), features(0, 24), TrainSettings(epochs=1, views=1), memory_bytes=1000)
+
+    assert sizes == [2, 8, 4, 4, 4, 4]
+    assert (result.samples, result.out_of_memory_retries, result.final_batch_size) == (24, 1, 4)
+
+
+def test_at_the_smallest_batch_training_goes_on_whatever_it_holds(
+    small_store: UnitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_memory.PeakMeter, "overran", lambda *_: True)
+
+    result = train(small_store, block((0, 0)), features(0, 24), TrainSettings(epochs=1, views=1), memory_bytes=1000)
+
+    assert (result.samples, result.out_of_memory_retries, result.final_batch_size) == (24, 2, 2)
 
 
 def test_out_of_memory_at_the_smallest_batch_and_other_errors_are_raised(

@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
-from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory, limit_cuda_memory
+from neuroflux_fl.device_memory import PeakMeter, forget_failed_backward, is_out_of_memory, limit_cuda_memory
 from neuroflux_fl.memory_allocator import allocator_environment
 from neuroflux_fl.sizes import MIB
 
@@ -137,11 +140,66 @@ def test_which_errors_mean_that_memory_ran_out() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
+    assert is_out_of_memory(RuntimeError("could not execute a primitive"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor"))
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert not is_out_of_memory(ValueError("not enough memory"))
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60)
     assert is_out_of_memory(raised.value)
+
+
+def test_a_backward_pass_that_failed_holds_nothing_once_it_is_forgotten() -> None:
+    kept = fail_backward()
+    assert any(reference() is not None for reference in kept), "torch lets go by itself now: then so need we no more"
+
+    forget_failed_backward()
+
+    assert all(reference() is None for reference in kept)
+
+
+def fail_backward() -> list[weakref.ref[Packed]]:
+    """One of two branches fails while the other is due. Returns references to what their graphs hold."""
+    kept: list[weakref.ref[Packed]] = []
+
+    def pack(tensor: Tensor) -> Packed:
+        packed = Packed(tensor)
+        kept.append(weakref.ref(packed))
+        return packed
+
+    def fail(_gradient: Tensor) -> Tensor:
+        raise MemoryError
+
+    doubled = torch.zeros(2, 3, requires_grad=True) * 2
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed.tensor):
+        early, late = doubled.cos(), doubled.sin()
+    late.register_hook(fail)  # type: ignore[no-untyped-call]
+    with pytest.raises(MemoryError):
+        (early.sum() + late.sum()).backward()  # type: ignore[no-untyped-call]
+    return kept
+
+
+@dataclass
+class Packed:
+    """What a graph saves for its backward pass."""
+
+    tensor: Tensor
+
+
+@on_linux
+def test_a_peak_above_a_limit_is_told_once_and_stays_in_the_record() -> None:
+    meter = PeakMeter(CPU)
+    meter.start()
+    assert not meter.overran(32 * MIB)
+
+    torch.ones(64 * MIB // 4)
+    assert not meter.overran(None)
+    torch.ones(64 * MIB // 4)
+    assert meter.overran(32 * MIB)
+    assert not meter.overran(32 * MIB), "it is over now"
+    peak = meter.peak_bytes()
+    assert peak is not None
+    assert 60 * MIB < peak < 80 * MIB
 
 
 def test_limiting_a_cpu_is_no_error() -> None:
