@@ -31,6 +31,11 @@ class ComputeSettings:
         """Whether activations are narrower than the weights."""
         return self.precision != "float32"
 
+    @property
+    def emulated(self) -> bool:
+        """Whether this machine's processor has no arithmetic for the precision: it then takes ten times as long."""
+        return self.precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
     def running(self, device: torch.device) -> AbstractContextManager[object]:
         """Around forward passes whose weights do not change within: narrow copies of them are kept inside.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from neuroflux_fl.cli.compare_view import comparison_fields, print_comparisons
-from neuroflux_fl.cli.output import make_progress, parse_image_shape, print_json
+from neuroflux_fl.cli.output import make_progress, parse_image_shape, print_json, warn_of_slow_precision
 from neuroflux_fl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def compare(
             raise UsageError(f"{name} {value} is too small: give at least {least}.")
     if picture is not None:
         check_picture(picture)
+    warn_of_slow_precision(precision)
     if threads:
         torch.set_num_threads(threads)
     request = DataRequest(

@@ -17,6 +17,9 @@ def comparison_fields(
     setting: ArmSetting, results: Sequence[ArmResult], floors: dict[str, int] | None = None
 ) -> dict[str, Any]:
     """One model's comparison, ready for JSON."""
+    rows = [_result_fields(result, results) for result in results]
+    for row in rows:
+        row["times_sooner"] = times_sooner(row, rows)
     return {
         "model": setting.model,
         "image": list(setting.image_shape),
@@ -24,7 +27,7 @@ def comparison_fields(
         "width": setting.width,
         "precision": setting.precision,
         **({} if floors is None else {"smallest_budget_bytes": floors}),
-        "results": [_result_fields(result, results) for result in results],
+        "results": rows,
     }
 
 
@@ -86,6 +89,21 @@ def time_to(row: dict[str, Any], accuracy: float) -> float | None:
     return next((point["seconds"] for point in curve if point["test_accuracy"] >= accuracy), None)
 
 
+def times_sooner(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> float | None:
+    """How many times sooner than any other method under the same budget a row has the best test accuracy that they end
+    with; None where it never has it."""
+    others = [
+        other
+        for other in rows
+        if other["budget"] == row["budget"] and other is not row and other["trained"] is not None
+    ]
+    if row["trained"] is None or not others:
+        return None
+    best = max(other["trained"]["curve"][-1]["test_accuracy"] for other in others)
+    own = time_to(row, best)
+    return None if own is None else min(seconds for other in others if (seconds := time_to(other, best))) / own
+
+
 def _result_fields(result: ArmResult, results: Sequence[ArmResult]) -> dict[str, Any]:
     from neuroflux_fl.arm_tuning import TunedArm
 
@@ -130,7 +148,7 @@ def _print_budget(comparison: dict[str, Any], rows: Sequence[dict[str, Any]], ta
     timed, trained = any(row["passes"] for row in rows), any(row["trained"] for row in rows)
     columns = ["method", "how"]
     columns += ["samples/s", "speed-up"] if timed else []
-    columns += ["accuracy", "exit", "parameters", "time"] if trained else []
+    columns += ["accuracy", "exit", "parameters", "time", "sooner"] if trained else []
     columns += [f"to {percent_cell(target)}"] if trained and target else []
     columns += ["peak"] if timed or trained else ["predicted peak"]
     columns += ["predicted", "tuning"] if timed else []
@@ -145,7 +163,7 @@ def _print_budget(comparison: dict[str, Any], rows: Sequence[dict[str, Any]], ta
         if timed:
             cells += [f"{row['samples_per_second']:.1f}", _ratio_cell(row["times_best_other"])]
         if trained:
-            cells += _trained_cells(row["trained"])
+            cells += [*_trained_cells(row["trained"]), _ratio_cell(row["times_sooner"])]
         if trained and target:
             seconds = time_to(row, target)
             cells.append("not reached" if seconds is None else f"{seconds:.0f} s")
@@ -156,6 +174,10 @@ def _print_budget(comparison: dict[str, Any], rows: Sequence[dict[str, Any]], ta
     result_console.print(table)
     if timed:
         result_console.print("Speed-up: over the fastest other method under the same budget.")
+    if trained:
+        result_console.print(
+            "Sooner: how many times sooner a method has the best accuracy that others under the same budget end with."
+        )
 
 
 def _trained_cells(trained: dict[str, Any]) -> list[str]:

@@ -22,6 +22,18 @@ def print_error(message: str) -> None:
     sys.stderr.write("Error: " + " ".join(message.split()) + "\n")
 
 
+def warn_of_slow_precision(precision: str) -> None:
+    """A line on standard error where the processor, which the commands train on, has to emulate a precision."""
+    from neuroflux_fl.compute import ComputeSettings
+
+    if ComputeSettings(precision=precision).emulated:
+        progress_console.print(
+            f"Note: this processor has no arithmetic for {precision} and emulates it, some ten times as slowly as "
+            "float32. Choose --precision float32.",
+            soft_wrap=True,
+        )
+
+
 def print_json(value: Any) -> None:
     """The one JSON document of a command."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")

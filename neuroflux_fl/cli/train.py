@@ -17,6 +17,7 @@ from neuroflux_fl.cli.output import (
     print_json,
     result_console,
     size_cell,
+    warn_of_slow_precision,
 )
 from neuroflux_fl.cli.plan import method_plan, plan_fields, print_blocks
 from neuroflux_fl.output_folder import prepare_folder, write_text
@@ -115,6 +116,7 @@ def train(
     if maximum_batch < smallest:
         raise UsageError(f"Maximum batch {maximum_batch} is too small: norm {norm!r} needs at least {smallest}.")
     compute = ComputeSettings(precision=precision, channels_last=channels_last)
+    warn_of_slow_precision(precision)
     train_settings = TrainSettings(
         epochs=epochs,
         patience=patience,

@@ -17,6 +17,7 @@ from neuroflux_fl.arms import ArmSetting
 from neuroflux_fl.cli.compare_picture import write_picture
 from neuroflux_fl.cli.compare_view import comparison_fields, describe_how, print_comparisons, time_to
 from neuroflux_fl.cli.main import main
+from neuroflux_fl.cli.output import warn_of_slow_precision
 from neuroflux_fl.comparison import ArmResult, Budget
 from neuroflux_fl.plan import Block, Plan, Window
 from neuroflux_fl.sizes import MIB
@@ -114,6 +115,38 @@ def test_time_to_an_accuracy_is_when_it_is_first_reached() -> None:
     )["results"][0]
 
     assert (time_to(row, 0.5), time_to(row, 0.75)) == (9, None)
+
+
+def test_sooner_is_over_the_first_other_arm_that_has_their_best_accuracy() -> None:
+    def result(arm: str, *curve: tuple[float, float], budget: Budget = LIMIT) -> ArmResult:
+        return ArmResult(arm=arm, budget=budget, how=tuned(block(0, 7, 8)), trained=trained(*curve))
+
+    results = [
+        result("neuroflux", (5, 0.3), (10, 0.7), (20, 0.8)),
+        result("backprop", (20, 0.5), (40, 0.6)),
+        result("classic", (30, 0.6), (60, 0.5)),
+        result("backprop", (1, 0.9), budget=NO_LIMIT),
+    ]
+
+    rows = comparison_fields(ArmSetting(), results)["results"]
+
+    # The others end with 60 at best, which one of them has after 30 s; neither ever has neuroflux's 80.
+    assert [row["times_sooner"] for row in rows] == [3, None, None, None]
+
+
+def test_a_precision_that_the_processor_emulates_is_told(
+    run_main: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    warn_of_slow_precision("float32")
+    assert capsys.readouterr().err == ""
+
+    code, _, err = run_main(
+        *SMALL, "--dry-run", "--budgets", "none", "--methods", "backprop", "--precision", "bfloat16"
+    )
+
+    assert code == 0
+    assert "no arithmetic for bfloat16" in err
 
 
 def test_dry_run_predicts_every_arm_and_says_what_is_needed(run_main: Run, tmp_path: Path) -> None:
