@@ -98,6 +98,8 @@ class UnitCost:
     name: str
     head_filters: int
     forward_flops: float
+    input_gradient_flops: float
+    """What a gradient with respect to the unit's input adds to training it."""
     output_numbers: int
 
 
@@ -173,6 +175,7 @@ def profile_network(
                 name=network.chain.unit_names[unit],
                 head_filters=head_filters(network.chain, unit, network.head_settings),
                 forward_flops=_forward_flops(network.chain, unit),
+                input_gradient_flops=_input_gradient_flops(network.chain, unit),
                 output_numbers=channels * height * width,
             )
         )
@@ -199,6 +202,18 @@ def _forward_flops(chain: UnitChain, unit: int) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         empty_copy(chain.units[unit]).eval()(inputs)
     return float(counter.get_total_flops())
+
+
+def _input_gradient_flops(chain: UnitChain, unit: int) -> float:
+    """Operations for one sample."""
+
+    def training_flops(input_gradient: bool) -> float:
+        inputs = torch.empty((1, *chain.input_shapes[unit]), device="meta", requires_grad=input_gradient)
+        with FlopCounterMode(display=False) as counter:
+            empty_copy(chain.units[unit]).eval()(inputs).sum().backward()
+        return float(counter.get_total_flops())
+
+    return training_flops(True) - training_flops(False)
 
 
 def _is_sliceable(module: nn.Module) -> bool:

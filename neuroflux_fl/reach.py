@@ -8,9 +8,9 @@ from neuroflux_fl.plan import Window
 
 
 def fewest_windows(
-    units: range, *, fits: Callable[[Window], bool], trainable: Callable[[Window], bool], cut_costs: Sequence[float]
+    units: range, *, fits: Callable[[Window], bool], trainable: Callable[[Window], bool], cut_costs: Sequence[int]
 ) -> tuple[list[Window], tuple[int, ...]]:
-    """Cut ``units`` into the fewest windows that fit, and among equally few where cutting costs least.
+    """Cut ``units`` into the fewest windows that fit; among equally few into the most even, then where it costs least.
 
     A longer gradient teaches better (InfoPro, arXiv 2101.10832, table 1), so memory beyond a useful batch goes into
     reach. Each question to ``fits`` may cost a trace: at most about two for a unit are asked.
@@ -20,7 +20,7 @@ def fewest_windows(
         fits: whether a window fits at the useful batch. A window that does not fit is taken not to fit with an
             earlier start either: there is only more to keep.
         trainable: whether a window of one unit fits at the smallest batch; asked where it does not at the useful one.
-        cut_costs: by unit, what a cut after it costs: the numbers to cache and to run through a head.
+        cut_costs: by unit, what a cut after it costs; negative where it saves something.
 
     Returns:
         The windows in order, and the units that are in none because they do not fit at all.
@@ -61,15 +61,16 @@ def _furthest_ends(units: range, fits: Callable[[Window], bool]) -> dict[int, in
     return ends
 
 
-def _cheapest(units: range, ends: dict[int, int], refused: set[Window], cut_costs: Sequence[float]) -> list[Window]:
-    best: dict[int, tuple[int, float, list[Window]]] = {units[-1] + 1: (0, 0.0, [])}
+def _cheapest(units: range, ends: dict[int, int], refused: set[Window], cut_costs: Sequence[int]) -> list[Window]:
+    best: dict[int, tuple[int, int, int, list[Window]]] = {units[-1] + 1: (0, 0, 0, [])}
     for start in reversed(units):
         options = []
         for end in range(start, ends[start] + 1):
             window = Window(first_unit=start, last_unit=end)
             if end > start and window in refused:
                 continue
-            count, cost, rest = best[end + 1]
-            options.append((count + 1, cost + (cut_costs[end] if rest else 0.0), [window, *rest]))
-        best[start] = min(options, key=lambda option: option[:2])
-    return best[units[0]][2]
+            count, squares, cost, rest = best[end + 1]
+            cost += cut_costs[end] if rest else 0
+            options.append((count + 1, squares + window.reach**2, cost, [window, *rest]))
+        best[start] = min(options, key=lambda option: option[:3])
+    return best[units[0]][3]

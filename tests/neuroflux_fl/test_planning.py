@@ -61,7 +61,13 @@ def make_profile(units: list[tuple[int, int, int, float, int]], reach: int = 1) 
     whole = window_profile(0, len(units) - 1)
     return NetworkProfile(
         units=tuple(
-            UnitCost(name=f"unit{index}", head_filters=8, forward_flops=unit[3] / 3, output_numbers=unit[4])
+            UnitCost(
+                name=f"unit{index}",
+                head_filters=8,
+                forward_flops=unit[3] / 3,
+                input_gradient_flops=unit[3] / 3,
+                output_numbers=unit[4],
+            )
             for index, unit in enumerate(units)
         ),
         windows={profile.window: profile for profile in (*windows, whole)},
@@ -388,3 +394,15 @@ def test_learning_rate_grows_with_the_batch_up_to_a_cap() -> None:
 def test_impossible_settings_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         PlannerSettings(**options)  # type: ignore[arg-type]
+
+
+def test_windows_of_equal_reach_are_cut_where_most_input_gradients_are_saved() -> None:
+    """By VGG-16's arithmetic: before the dear unit of a stage, not behind its pooling, where the cache is smaller."""
+    convolutions = [1.8, 37.7, 18.9, 37.7, 18.9, 37.7, 37.7, 18.9, 37.7, 37.7, 9.4, 9.4, 9.4]
+    outputs = [65536, 16384, 32768, 8192, 16384, 16384, 4096, 8192, 8192, 2048, 2048, 2048, 512]
+    units = [(1, 1, 1, 6e6 * million, numbers) for million, numbers in zip(convolutions, outputs, strict=True)]
+
+    plan = plan_units(make_profile(units, reach=13), None, PlannerSettings(reach=0, views=4))
+
+    windows = [window for block in plan.blocks for window in block.windows]
+    assert [window.first_unit for window in windows] == [0, 3, 6, 9]

@@ -94,6 +94,8 @@ def test_profile_of_a_network_has_every_window_up_to_the_reach(small_network: Lo
     assert [unit.head_filters for unit in profile.units] == [8, 8, 0]
     # Multiply and add, a 3x3 kernel, the maps before pooling.
     assert [unit.forward_flops for unit in profile.units] == [2 * 9 * 8 * 64, 2 * 9 * 8 * 8 * 16, 2 * 9 * 8 * 16 * 16]
+    # As many again for the gradient of a convolution's input.
+    assert [unit.input_gradient_flops for unit in profile.units] == [unit.forward_flops for unit in profile.units]
     pair = profile.windows[Window(first_unit=0, last_unit=1)]
     assert pair.peak_bytes(64) > profile.unit(1).peak_bytes(64)
     assert pair.peak_bytes(64) < profile.unit(0).peak_bytes(64) + profile.unit(1).peak_bytes(64)
