@@ -16,7 +16,7 @@ from neuroflux_fl.device_memory import is_out_of_memory, release_free_memory, ru
 from neuroflux_fl.errors import BudgetError
 from neuroflux_fl.memory_allocator import FreedMemory
 from neuroflux_fl.plan import Plan, Window
-from neuroflux_fl.planning import minimum_budget, plan_units
+from neuroflux_fl.planning import choose_batch, minimum_budget, plan_units
 from neuroflux_fl.profiling import measure_profile
 
 _FIRST_BATCH = 64
@@ -61,13 +61,16 @@ def predict(arm: Arm, budget_bytes: int | None, layouts: Sequence[ComputeSetting
             if (largest := arm.largest_batch(shape, layout, budget_bytes)) is not None
             for batch in _sizes(largest, planner.minimum_batch)
         ]
-        _, shape, compute, batch = min(options, key=lambda option: option[0])
+        _, shape, compute, _ = min(options, key=lambda option: option[0])
+        sizes = [batch for _, *choice, batch in options if choice == [shape, compute]]
+        batch = choose_batch(sizes, lambda size: arm.predicted_seconds(shape, compute, size), planner)
         plan = arm.plan(shape, compute, batch, budget_bytes)
     return TunedArm(plan=plan, compute=compute, tuning_seconds=time.perf_counter() - started)
 
 
 def tune(arm: Arm, budget_bytes: int | None, device: torch.device) -> TunedArm | Refusal:
-    """The fastest that was found in real steps: layout first, then where the checkpoints are, then the batch size."""
+    """What real steps show to be fastest: layout, then where the checkpoints are, then the smallest batch size that is
+    about as fast as any."""
     started = time.perf_counter()
     layouts = _usable_layouts(arm, budget_bytes, arm.setting.layouts())
     if isinstance(layouts, Refusal):
@@ -197,7 +200,7 @@ def _tune_block(
             shapes.append(shape)
     shape = min(shapes, key=lambda shape: trial.seconds(shape, compute, first[shape, compute]))
     sizes = _sizes(largest[shape, compute], arm.setting.planner.minimum_batch)
-    batch = min(sizes, key=lambda batch: trial.seconds(shape, compute, batch))
+    batch = choose_batch(sizes, lambda size: trial.seconds(shape, compute, size), arm.setting.planner)
     return compute, arm.plan(shape, compute, batch, budget_bytes, trial.seconds(shape, compute, batch))
 
 

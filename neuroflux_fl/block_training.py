@@ -23,10 +23,12 @@ from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.memory_allocator import FreedMemory
 from neuroflux_fl.plan import Block
 from neuroflux_fl.sample_source import PLAIN_VIEW, SampleSource, TensorSource
+from neuroflux_fl.sizes import MIB
 from neuroflux_fl.stopwatch import Stopwatch
 from neuroflux_fl.training_monitor import TrainingMonitor
 from neuroflux_fl.unit_store import UnitStore
 
+_LATE_BYTES = 8 * MIB
 HEAD_PASSES = 2
 """Enough for heads on frozen units, on a device that trains alone."""
 
@@ -173,7 +175,7 @@ def train_block(
         with stopwatch.running("train"):
             run.begin_epoch()
             finished = _epoch(
-                steps, inputs, order, view, run, freed, partial(meter.overran, memory_bytes), rate_at,
+                steps, inputs, order, view, run, freed, partial(meter.overran, _tolerated(memory_bytes)), rate_at,
                 base_learning_rate, deadline,
             )  # fmt: skip
             run.end_epoch()
@@ -254,7 +256,7 @@ def _epoch(
 ) -> bool:
     """One pass over the data; False where the deadline came before its end.
 
-    Where memory ran out, or the first steps held more than they may because a trace did not know this machine's
+    Where memory ran out, or the first steps held far more than they may because a trace did not know this machine's
     kernels, the batch is halved.
     """
     steps.begin_epoch()
@@ -291,6 +293,12 @@ def _epoch(
             run.halve_batch(steps.smallest)
         remaining = order[done:]
     return True
+
+
+def _tolerated(memory_bytes: int | None) -> int | None:
+    """What a step may hold before its batch is halved: less is what libraries load late, or an allocator's slack, and
+    would make the course of a training a matter of chance."""
+    return None if memory_bytes is None else int(1.1 * memory_bytes) + _LATE_BYTES
 
 
 def _bring_in_code(store: UnitStore, block: Block, settings: TrainSettings, device: torch.device) -> None:

@@ -48,7 +48,8 @@ def forget_failed_backward() -> None:
     The part of its graph that was due next stays in the queue of torch's engine, activations and all, until another
     backward pass ends on the same thread: the next try would hold both graphs.
     """
-    torch.zeros((), requires_grad=True).mul(1).backward()  # type: ignore[no-untyped-call]
+    with torch.enable_grad():
+        torch.zeros((), requires_grad=True).mul(1).backward()  # type: ignore[no-untyped-call]
 
 
 def warm_up_kernels() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -43,6 +43,8 @@ class PlannerSettings:
     """Only for ``threshold``: units merge while their batch sizes differ by at most this share."""
     minimum_batch: int = 2
     maximum_batch: int = 256
+    batch_tolerance: float = 0.1
+    """Share of a sample's time given up for a smaller batch: more steps in a pass teach better (docs/methods.md)."""
     learning_rate: float = 0.05
     """At ``reference_batch``; a block's rate grows linearly with its batch size, up to ``maximum_learning_rate``."""
     reference_batch: int = 64
@@ -77,6 +79,8 @@ class PlannerSettings:
             )
         if not 0 < self.longest_share <= 1:
             raise UsageError(f"Longest share {self.longest_share} is not allowed: give a share above 0, up to 1.")
+        if not self.batch_tolerance >= 0:
+            raise UsageError(f"Batch tolerance {self.batch_tolerance} is negative: give a share of 0 or more.")
         if self.useful_batch < 1:
             raise UsageError(f"Useful batch {self.useful_batch} is too small: give at least 1.")
         if not self.learning_rate > 0:
@@ -174,10 +178,17 @@ def block_peak_bytes(profiles: Sequence[WindowProfile], batch_size: int) -> int:
     return resident + max(profile.peak_bytes(batch_size) - profile.resident_bytes for profile in profiles)
 
 
+def choose_batch(sizes: Iterable[int], seconds: Callable[[int], float], settings: PlannerSettings) -> int:
+    """The smallest batch size at which a sample takes no more than ``batch_tolerance`` longer than at the fastest."""
+    taken = {size: seconds(size) for size in sorted(sizes)}
+    slowest = (1 + settings.batch_tolerance) * min(taken.values())
+    return next(size for size, time in taken.items() if time <= slowest)
+
+
 def make_block(
     profile: NetworkProfile, windows: tuple[Window, ...], budget_bytes: int | None, settings: PlannerSettings
 ) -> Block | None:
-    """The block with the fastest batch size that fits, or None where the smallest does not fit."""
+    """The block with the smallest batch that fits and is about as fast as any, or None where not even one fits."""
     profiles = [profile.windows[window] for window in windows]
     units = sum(window.reach for window in windows)
     available = settings.available(budget_bytes, units)
@@ -192,7 +203,7 @@ def make_block(
     def seconds(batch: int) -> float:
         return sum(item.seconds_per_step(batch, profile.speed) for item in profiles) / batch
 
-    batch_size = min(_candidates(settings.minimum_batch, largest), key=lambda batch: (seconds(batch), -batch))
+    batch_size = choose_batch(_candidates(settings.minimum_batch, largest), seconds, settings)
     return Block(
         windows=windows,
         batch_size=batch_size,

@@ -26,7 +26,7 @@ from neuroflux_fl.sizes import parse_bytes
 SPEED = MachineSpeed(
     flops_per_second=1e9, traffic_bytes_per_second=1e9, seconds_per_operator=1e-4, storage_bytes_per_second=1e6
 )
-EXACT = PlannerSettings(reach=1, margin=0, slack_bytes=0, window_slack_bytes=0, maximum_batch=64)
+EXACT = PlannerSettings(reach=1, margin=0, slack_bytes=0, window_slack_bytes=0, maximum_batch=64, batch_tolerance=0)
 # Units: (bytes that stay, bytes of a step beside them, bytes a sample, arithmetic a sample, numbers of the output).
 UNITS = [
     (100, 50, 400, 3e6, 4000),
@@ -162,6 +162,9 @@ def test_the_batch_is_the_fastest_that_fits_not_the_largest() -> None:
     # Seconds a sample: 0.1 at batch 4, 0.05 at 16, 0.1 at 64.
     assert plan_units(profile, 640, EXACT).blocks[0].batch_size == 16
     assert plan_units(profile, 80, EXACT).blocks[0].batch_size == 8
+    # Of those that are hardly slower the smallest: 0.067 at 12, 0.083 at 8.
+    assert plan_units(profile, 640, replace(EXACT, batch_tolerance=0.35)).blocks[0].batch_size == 12
+    assert plan_units(profile, 640, replace(EXACT, batch_tolerance=0.7)).blocks[0].batch_size == 8
     assert profile.unit(0).seconds_per_step(10, SPEED) == pytest.approx(10 * 0.075)
     assert profile.unit(0).seconds_per_step(2, SPEED) == pytest.approx(2 * 0.1)
     assert profile.unit(0).seconds_per_step(128, SPEED) == pytest.approx(128 * 0.1)
