@@ -33,8 +33,9 @@ class ComputeSettings:
 
     @property
     def emulated(self) -> bool:
-        """Whether this machine's processor has no arithmetic for the precision: it then takes ten times as long."""
-        return self.precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        """Whether oneDNN finds no arithmetic for the precision on this processor: it then takes ten times as long."""
+        asked = self.precision == "bfloat16" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return asked and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
     def running(self, device: torch.device) -> AbstractContextManager[object]:
         """Around forward passes whose weights do not change within: narrow copies of them are kept inside.
