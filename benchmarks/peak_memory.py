@@ -44,7 +44,7 @@ MODULE = "benchmarks.peak_memory"
 IMAGE_SHAPE = (3, 32, 32)
 CLASSES = 10
 CPU = torch.device("cpu")
-PLANNER = PlannerSettings(progressive=True, maximum_batch=256, views=1)
+PLANNER = PlannerSettings(progressive=True, maximum_batch=256, batch_tolerance=0, views=1)
 _STEPS = 3
 _FULL_ENOUGH = 0.99
 _HEADER = ("model", "budget MiB", "units", "batch", "predicted MiB", "measured MiB", "measured/predicted", "within")

@@ -97,7 +97,7 @@ def _answer(request: dict[str, Any]) -> dict[str, object]:
     torch.set_num_threads(request["threads"])
     chain = build_chain(request["model"], image_shape=(3, 32, 32), classes=10, width=request["width"])
     network = build_network(chain, HeadSettings())
-    settings = PlannerSettings(reach=1, maximum_batch=128)  # the search goes by seconds alone, over single units
+    settings = PlannerSettings(reach=1, maximum_batch=128, batch_tolerance=0)  # seconds alone, over single units
     profile = make_profile(network, settings, request["budget_bytes"], "measured", CPU)
     plan = plan_units(profile, request["budget_bytes"], settings)
     with tempfile.TemporaryDirectory(prefix="neuroflux-plans-") as folder:
