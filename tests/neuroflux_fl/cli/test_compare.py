@@ -165,7 +165,8 @@ def test_dry_run_predicts_every_arm_and_says_what_is_needed(run_main: Run, tmp_p
     assert rows["backprop", "smallest"]["budget_bytes"] == -(-floors["backprop"] // MIB) * MIB
     assert rows["classic", "smallest"]["needed_bytes"] == floors["classic"]
     assert rows["backprop", "smallest"]["predicted_peak_bytes"] <= rows["backprop", "smallest"]["budget_bytes"]
-    assert rows["backprop", "none"]["blocks"][0]["batch_size"] == 128
+    # The largest that is tried is 128; by this machine's speed a smaller one may be about as fast.
+    assert rows["backprop", "none"]["blocks"][0]["batch_size"] in (32, 64, 128)
     assert all(name in picture.read_text() for name in ("neuroflux", "backprop", "classic"))
 
 
