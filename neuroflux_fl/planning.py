@@ -203,7 +203,10 @@ def make_block(
     def seconds(batch: int) -> float:
         return sum(item.seconds_per_step(batch, profile.speed) for item in profiles) / batch
 
-    batch_size = choose_batch(_candidates(settings.minimum_batch, largest), seconds, settings)
+    # Below what was measured a step's time is not known, and looks as good as at the smallest batch that was.
+    measured = max((item.timings[0][0] for item in profiles if item.timings), default=settings.minimum_batch)
+    smallest = max(settings.minimum_batch, min(measured, largest))
+    batch_size = choose_batch(_candidates(smallest, largest), seconds, settings)
     return Block(
         windows=windows,
         batch_size=batch_size,
