@@ -394,6 +394,7 @@ def test_learning_rate_grows_with_the_batch_up_to_a_cap() -> None:
         ({"rho": 1.5}, r"Rho 1\.5"),
         ({"minimum_batch": 0}, "Batch sizes 0 to 256"),
         ({"minimum_batch": 9, "maximum_batch": 8}, "Batch sizes 9 to 8"),
+        ({"batch_tolerance": -0.1}, r"Batch tolerance -0\.1"),
         ({"learning_rate": 0.0}, r"Learning rate 0\.0"),
     ],
 )
