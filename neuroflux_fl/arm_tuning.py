@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from itertools import zip_longest
 
 import torch
 
@@ -23,6 +23,8 @@ _FIRST_BATCH = 64
 """Layouts and checkpoints are compared at this batch or the largest that fits."""
 _TIMED_STEPS = 3
 _ENOUGH_SECONDS = 0.5
+_LAYOUT_ROUNDS = 3
+"""Layouts differ by less than a machine's speed from one second to the next, so each is tried that often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,17 +87,38 @@ def tune(arm: Arm, budget_bytes: int | None, device: torch.device) -> TunedArm |
 
 
 class _Trial:
-    """Real steps of an arm under a budget; each is run once."""
+    """Real steps of an arm under a budget; each is run once, but for those of which layouts are compared."""
 
     def __init__(self, arm: Arm, budget_bytes: int | None, device: torch.device) -> None:
         self.device = device
         self._arm = arm
         self._budget_bytes = budget_bytes
-        self._step_seconds = cache(self._run)
+        self._step_seconds: dict[tuple[Window, bool, ComputeSettings, int], float] = {}
 
     def seconds(self, shape: Shape, compute: ComputeSettings, batch: int) -> float:
         """Seconds for one sample."""
-        return sum(self._step_seconds(window, shape.accumulates, compute, batch) for window in shape.windows) / batch
+        steps = [(window, shape.accumulates, compute, batch) for window in shape.windows]
+        for step in steps:
+            if step not in self._step_seconds:
+                self._step_seconds[step] = self._run(*step)
+        return sum(self._step_seconds[step] for step in steps) / batch
+
+    def quickest_layout(self, steps: Mapping[ComputeSettings, Sequence[tuple[Shape, int]]]) -> ComputeSettings:
+        """The layout in which its steps, shapes with their batch sizes, take the least time for one sample.
+
+        Turn by turn, and again: a machine that is slower for a while is so for all.
+        """
+        if len(steps) > 1:
+            for _ in range(_LAYOUT_ROUNDS):
+                for of_turn in zip_longest(*([(layout, *step) for step in steps[layout]] for layout in steps)):
+                    for layout, shape, batch in filter(None, of_turn):
+                        self._try_again(shape, layout, batch)
+        return min(steps, key=lambda layout: sum(self.seconds(shape, layout, batch) for shape, batch in steps[layout]))
+
+    def _try_again(self, shape: Shape, compute: ComputeSettings, batch: int) -> None:
+        for window in shape.windows:
+            step = (window, shape.accumulates, compute, batch)
+            self._step_seconds[step] = min(self._run(*step), self._step_seconds.get(step, math.inf))
 
     def _run(self, window: Window, accumulates: bool, compute: ComputeSettings, batch: int) -> float:
         try:
@@ -152,13 +175,7 @@ def _tune_planner(
         ]
         for layout, plan in plans.items()
     }
-    seconds = dict.fromkeys(layouts, 0.0)
-    # Turn by turn: a machine that is slower for a while is so for both.
-    for turn in range(max(map(len, steps.values()))):
-        for layout, of_layout in steps.items():
-            for shape, batch in of_layout[turn : turn + 1]:
-                seconds[layout] += trial.seconds(shape, layout, batch)
-    compute = min(layouts, key=lambda layout: seconds[layout])
+    compute = trial.quickest_layout(steps)
     measured = measure_profile(
         arm.network,
         arm.profile(compute),
@@ -189,9 +206,8 @@ def _tune_block(
     }
     first = {choice: min(batch, _FIRST_BATCH) for choice, batch in largest.items()}
     quickest, _ = min(first, key=lambda choice: arm.predicted_seconds(choice[0], choice[1], first[choice]))
-    compute = min(
-        (layout for shape, layout in first if shape == quickest),
-        key=lambda layout: trial.seconds(quickest, layout, first[quickest, layout]),
+    compute = trial.quickest_layout(
+        {layout: [(quickest, batch)] for (shape, layout), batch in first.items() if shape == quickest}
     )
     # More arithmetic, that is more checkpoints, must be paid for by a larger batch.
     shapes: list[Shape] = []
