@@ -14,14 +14,12 @@ from torch.autograd.function import once_differentiable
 from neuroflux_fl.compute import layout_of
 from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.plan import SLICED, SLICED_BFLOAT16, WHOLE, Window
+from neuroflux_fl.small_map_convolution import SMALLEST_BYTES, can_be_product, use_small_maps
 
 _Geometry = tuple[tuple[int, int], tuple[int, int]]  # stride, padding
 
 SLICE_BYTES = 512 * 1024
 """Weights, and their change, that are worked on at a time."""
-
-SMALLEST_BYTES = 1024 * 1024
-"""Smaller weights stay as they are: they are not what a unit's memory goes to."""
 
 
 class WeightUpdate:
@@ -116,7 +114,7 @@ def make_frugal(
         momentum_dtype: float32, or bfloat16 for half the bytes.
     """
     for part in module.modules():
-        if type(part) is nn.Conv2d and can_be_frugal(part, smallest_bytes):
+        if type(part) is nn.Conv2d and can_be_product(part, smallest_bytes):
             part.__class__ = FrugalConv2d
             frugal = cast(FrugalConv2d, part)
             if not frugal.weight.is_contiguous():
@@ -126,27 +124,17 @@ def make_frugal(
 
 
 def prepare_updates(window: Window, modules: Iterable[nn.Module], settings: OptimizerSettings) -> None:
-    """``make_frugal`` for the modules of a window, as its ``updates`` say."""
-    if window.updates != WHOLE:
-        for module in modules:
+    """For the modules of a window: ``use_small_maps``, or ``make_frugal`` where its ``updates`` are sliced."""
+    for module in modules:
+        if window.updates == WHOLE:
+            use_small_maps(module)
+        else:
             make_frugal(module, settings, momentum_dtype=MOMENTUM_DTYPES[window.updates])
 
 
 def weight_updates(modules: Iterable[nn.Module]) -> list[WeightUpdate]:
     """Those of all ``FrugalConv2d`` in the modules, to be given a learning rate before each step."""
     return [part.update for module in modules for part in module.modules() if isinstance(part, FrugalConv2d)]
-
-
-def can_be_frugal(convolution: nn.Conv2d, smallest_bytes: int = SMALLEST_BYTES) -> bool:
-    """Whether ``make_frugal`` would take this convolution."""
-    return (
-        convolution.weight.nbytes >= smallest_bytes
-        and convolution.weight.dtype == torch.float32
-        and convolution.groups == 1
-        and tuple(convolution.dilation) == (1, 1)
-        and convolution.padding_mode == "zeros"
-        and not isinstance(convolution.padding, str)
-    )
 
 
 @dataclass(frozen=True, slots=True)

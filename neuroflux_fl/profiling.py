@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neuroflux_fl.compute import ComputeSettings
 from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory, run_keeping
-from neuroflux_fl.frugal_convolution import can_be_frugal
 from neuroflux_fl.heads import head_filters
 from neuroflux_fl.local_network import LocalNetwork
 from neuroflux_fl.local_step import OptimizerSettings
@@ -20,6 +19,7 @@ from neuroflux_fl.machine_speed import MachineSpeed
 from neuroflux_fl.memory_allocator import FreedMemory
 from neuroflux_fl.plan import Window
 from neuroflux_fl.sizes import MIB
+from neuroflux_fl.small_map_convolution import can_be_product
 from neuroflux_fl.tracing import trace_step
 from neuroflux_fl.unit_chain import UnitChain, empty_copy
 from neuroflux_fl.window_step import WindowStep
@@ -217,7 +217,7 @@ def _input_gradient_flops(chain: UnitChain, unit: int) -> float:
 
 
 def _is_sliceable(module: nn.Module) -> bool:
-    return any(type(part) is nn.Conv2d and can_be_frugal(part) for part in module.modules())
+    return any(type(part) is nn.Conv2d and can_be_product(part) for part in module.modules())
 
 
 def trace_window(step: WindowStep) -> WindowProfile:

@@ -1,0 +1,105 @@
+"""Gradients of large weights on maps of a few pixels, where oneDNN without AVX-512 has no good kernel."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_Geometry = tuple[tuple[int, int], tuple[int, int]]  # stride, padding
+
+LARGEST_MAP = 4
+"""Pixels of an input map. On larger ones oneDNN has a direct kernel, which is as fast as a product."""
+
+SMALLEST_BYTES = 1024 * 1024
+"""Smaller weights stay as they are: they are not what a unit's memory goes to."""
+
+_CAPABILITY = "AVX2"
+"""Of the processor, as torch names it. With AVX-512 nothing was measured."""
+
+
+class SmallMapConv2d(nn.Conv2d):
+    """A convolution whose weight's gradient is one matrix product where maps are small; made by ``use_small_maps``.
+
+    For 512 channels, 3x3 and maps of 2x2, oneDNN 3.x on AVX2 reserves 36 MiB for every thread, of which it touches 9,
+    and takes about twice as long (docs/methods.md). Under a memory limit the reservation alone is refused.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        small = input.shape[-2] * input.shape[-1] <= LARGEST_MAP and input.dim() == 4
+        if not small or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return cast(Tensor, super()._conv_forward(input, weight, bias))
+        geometry = cast(_Geometry, (self.stride, self.padding))
+        return cast(Tensor, _Convolve.apply(input, weight, bias, geometry))  # type: ignore[no-untyped-call]
+
+
+def use_small_maps(module: nn.Module) -> None:
+    """Turn, in place, each large convolution in ``module`` into a ``SmallMapConv2d`` on processors where that helps.
+
+    Parameters and their names stay; what is grouped, dilated, padded otherwise than by zeros, or of one pixel's kernel
+    is left alone.
+    """
+    if torch.backends.cpu.get_cpu_capability() != _CAPABILITY:
+        return
+    for part in module.modules():
+        if type(part) is nn.Conv2d and can_be_product(part) and tuple(part.kernel_size) != (1, 1):
+            part.__class__ = SmallMapConv2d
+
+
+def can_be_product(convolution: nn.Conv2d, smallest_bytes: int = SMALLEST_BYTES) -> bool:
+    """Whether a convolution is large, and plain enough to be a product of its weight with patches of its images."""
+    return (
+        convolution.weight.nbytes >= smallest_bytes
+        and convolution.weight.dtype == torch.float32
+        and convolution.groups == 1
+        and tuple(convolution.dilation) == (1, 1)
+        and convolution.padding_mode == "zeros"
+        and not isinstance(convolution.padding, str)
+    )
+
+
+class _Convolve(torch.autograd.Function):
+    """oneDNN's convolution and gradient by its input; the gradient by the weight as ``errors @ patches.T``."""
+
+    @staticmethod
+    def forward(context: Any, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+        context.save_for_backward(images, weight)
+        context.geometry = geometry
+        return torch.nn.functional.conv2d(images, weight, bias, *geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight = context.saved_tensors
+        needs_images, needs_weight, needs_bias, _ = context.needs_input_grad
+        by_images = None
+        if needs_images:
+            by_images, _, _ = torch.ops.aten.convolution_backward(
+                gradient, images, weight, None, *context.geometry, (1, 1), False, (0, 0), 1, (True, False, False)
+            )
+        by_weight = weight_gradient(images, weight, gradient, context.geometry) if needs_weight else None
+        return by_images, by_weight, gradient.sum((0, 2, 3)) if needs_bias else None, None
+
+
+def weight_gradient(images: Tensor, weight: Tensor, gradient: Tensor, geometry: _Geometry) -> Tensor:
+    """Gradient of a loss by a convolution's weight, in the weight's own layout.
+
+    Args:
+        images: ``(samples, inputs, height, width)``.
+        weight: ``(outputs, inputs, *kernel)``, of which only shape and layout count.
+        gradient: of the loss by the convolution's output, ``(samples, outputs, *positions)``.
+        geometry: stride and padding.
+    """
+    (down, right), (above, aside) = geometry
+    outputs, inputs, height, width = weight.shape
+    # The samples are innermost, so that copies run over long stretches and one product serves the whole batch.
+    padded = nn.functional.pad(images.permute(1, 2, 3, 0), (0, 0, aside, aside, above, above))
+    windows = padded.unfold(1, height, down).unfold(2, width, right)  # inputs, *positions, samples, *kernel
+    errors = gradient.permute(1, 2, 3, 0).reshape(outputs, -1)
+    if weight.is_contiguous():
+        patches = windows.permute(0, 4, 5, 1, 2, 3).reshape(inputs * height * width, -1)
+        return (errors @ patches.T).view(weight.shape)
+    patches = windows.permute(4, 5, 0, 1, 2, 3).reshape(height * width * inputs, -1)
+    return (errors @ patches.T).view(outputs, height, width, inputs).permute(0, 3, 1, 2)
