@@ -10,8 +10,8 @@ from torch.autograd.function import once_differentiable
 
 _Geometry = tuple[tuple[int, int], tuple[int, int]]  # stride, padding
 
-LARGEST_MAP = 4
-"""Pixels of an input map. On larger ones oneDNN has a direct kernel, which is as fast as a product."""
+LARGEST_MAP = 16
+"""Pixels of an input map. On 8x8 oneDNN is as fast as a product."""
 
 SMALLEST_BYTES = 1024 * 1024
 """Smaller weights stay as they are: they are not what a unit's memory goes to."""
@@ -23,8 +23,8 @@ _CAPABILITY = "AVX2"
 class SmallMapConv2d(nn.Conv2d):
     """A convolution whose weight's gradient is one matrix product where maps are small; made by ``use_small_maps``.
 
-    For 512 channels, 3x3 and maps of 2x2, oneDNN 3.x on AVX2 reserves 36 MiB for every thread, of which it touches 9,
-    and takes about twice as long (docs/methods.md). Under a memory limit the reservation alone is refused.
+    For 512 channels and maps of 4x4 oneDNN on AVX2 takes twice as long; for 2x2 it reserves 36 MiB for every thread
+    besides, of which it touches 9 (docs/methods.md). Under a memory limit the reservation alone is refused.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -94,12 +94,22 @@ def weight_gradient(images: Tensor, weight: Tensor, gradient: Tensor, geometry: 
     """
     (down, right), (above, aside) = geometry
     outputs, inputs, height, width = weight.shape
-    # The samples are innermost, so that copies run over long stretches and one product serves the whole batch.
-    padded = nn.functional.pad(images.permute(1, 2, 3, 0), (0, 0, aside, aside, above, above))
-    windows = padded.unfold(1, height, down).unfold(2, width, right)  # inputs, *positions, samples, *kernel
+    found = torch.empty_like(weight)
     errors = gradient.permute(1, 2, 3, 0).reshape(outputs, -1)
-    if weight.is_contiguous():
-        patches = windows.permute(0, 4, 5, 1, 2, 3).reshape(inputs * height * width, -1)
-        return (errors @ patches.T).view(weight.shape)
-    patches = windows.permute(4, 5, 0, 1, 2, 3).reshape(height * width * inputs, -1)
-    return (errors @ patches.T).view(outputs, height, width, inputs).permute(0, 3, 1, 2)
+    # So many channels at a time that their patches are not larger than the images. How many does not depend on the
+    # batch: a trace has the same operators at every size.
+    step = max(1, inputs // (height * width))
+    for first in range(0, inputs, step):
+        # The samples are innermost, so that copies run over long stretches and one product serves the whole batch.
+        chosen = images[:, first : first + step].permute(1, 2, 3, 0)
+        padded = nn.functional.pad(chosen, (0, 0, aside, aside, above, above))
+        windows = padded.unfold(1, height, down).unfold(2, width, right)  # channels, *positions, samples, *kernel
+        if found.is_contiguous():
+            patches = windows.permute(0, 4, 5, 1, 2, 3).reshape(-1, errors.shape[1])
+            last = first * height * width + len(patches)
+            torch.mm(errors, patches.T, out=found.view(outputs, -1)[:, first * height * width : last])
+        else:
+            patches = windows.permute(4, 5, 0, 1, 2, 3).reshape(-1, errors.shape[1])
+            product = (errors @ patches.T).view(outputs, height, width, -1)
+            found[:, first : first + step].copy_(product.permute(0, 3, 1, 2))
+    return found

@@ -38,7 +38,7 @@ def gradients(convolution: nn.Conv2d, images: Tensor) -> tuple[Tensor, ...]:
     [
         ({"kernel_size": 3, "padding": 1, "bias": False}, (2, 2)),
         ({"kernel_size": 3, "padding": 1}, (1, 1)),
-        ({"kernel_size": 3, "padding": 1, "stride": 2}, (2, 2)),
+        ({"kernel_size": 3, "padding": 1, "stride": 2}, (4, 4)),
         ({"kernel_size": (3, 5), "padding": (1, 2), "stride": (2, 1)}, (1, 4)),
         ({"kernel_size": 2}, (2, 2)),
     ],
@@ -113,7 +113,7 @@ def test_large_maps_and_autocast_are_torchs(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("the product was used")
 
     monkeypatch.setattr("neuroflux_fl.small_map_convolution._Convolve.apply", refuse)
-    convolution(torch.randn(2, 256, 3, 3))
+    convolution(torch.randn(2, 256, 5, 4))
     with torch.autocast("cpu", torch.bfloat16):
         convolution(torch.randn(2, 256, 2, 2))
     with pytest.raises(AssertionError, match="product"):
