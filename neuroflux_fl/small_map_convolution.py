@@ -10,8 +10,11 @@ from torch.autograd.function import once_differentiable
 
 _Geometry = tuple[tuple[int, int], tuple[int, int]]  # stride, padding
 
-LARGEST_MAP = 16
-"""Pixels of an input map. On 8x8 oneDNN is as fast as a product."""
+SMALL_MAP = 4
+"""Pixels of an input map up to which the product is faster for all large weights."""
+
+LARGEST_MAP, WIDE_BYTES = 16, 4 * 1024 * 1024
+"""Up to so many pixels it is faster for weights of so many bytes; for smaller ones, or on 8x8, oneDNN is as fast."""
 
 SMALLEST_BYTES = 1024 * 1024
 """Smaller weights stay as they are: they are not what a unit's memory goes to."""
@@ -23,13 +26,14 @@ _CAPABILITY = "AVX2"
 class SmallMapConv2d(nn.Conv2d):
     """A convolution whose weight's gradient is one matrix product where maps are small; made by ``use_small_maps``.
 
-    For 512 channels and maps of 4x4 oneDNN on AVX2 takes twice as long; for 2x2 it reserves 36 MiB for every thread
-    besides, of which it touches 9 (docs/methods.md). Under a memory limit the reservation alone is refused.
+    For 512 channels and maps of 2x2 oneDNN on AVX2 takes three times as long and reserves 36 MiB for every thread, of
+    which it touches 9 (``benchmarks/small_maps.py``). Under a memory limit the reservation alone is refused.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        small = input.shape[-2] * input.shape[-1] <= LARGEST_MAP and input.dim() == 4
-        if not small or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        pixels = input.shape[-2] * input.shape[-1]
+        small = pixels <= (LARGEST_MAP if weight.nbytes >= WIDE_BYTES else SMALL_MAP)
+        if not small or input.dim() != 4 or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return cast(Tensor, super()._conv_forward(input, weight, bias))
         geometry = cast(_Geometry, (self.stride, self.padding))
         return cast(Tensor, _Convolve.apply(input, weight, bias, geometry))  # type: ignore[no-untyped-call]

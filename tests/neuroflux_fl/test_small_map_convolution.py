@@ -46,11 +46,11 @@ def gradients(convolution: nn.Conv2d, images: Tensor) -> tuple[Tensor, ...]:
 def test_gradients_equal_those_of_torch(
     options: dict[str, int], sides: tuple[int, int], layout: torch.memory_format
 ) -> None:
-    plain = nn.Conv2d(256, 320, **options).to(memory_format=layout)  # type: ignore[arg-type, call-overload]
+    plain = nn.Conv2d(384, 640, **options).to(memory_format=layout)  # type: ignore[arg-type, call-overload]
     ours = copy.deepcopy(plain)
     use_small_maps(ours)
     assert type(ours) is SmallMapConv2d
-    images = torch.randn(5, 256, *sides).to(memory_format=layout)
+    images = torch.randn(5, 384, *sides).to(memory_format=layout)
 
     expected, found = gradients(plain, images), gradients(ours, images)
 
@@ -106,18 +106,22 @@ def test_others_are_left_alone(convolution: nn.Conv2d) -> None:
 
 
 def test_large_maps_and_autocast_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    convolution = nn.Conv2d(256, 256, 3, padding=1)
-    use_small_maps(convolution)
+    large, wide = nn.Conv2d(256, 256, 3, padding=1), nn.Conv2d(512, 512, 3, padding=1)
+    use_small_maps(large)
+    use_small_maps(wide)
 
     def refuse(*_arguments: object) -> Tensor:
         raise AssertionError("the product was used")
 
     monkeypatch.setattr("neuroflux_fl.small_map_convolution._Convolve.apply", refuse)
-    convolution(torch.randn(2, 256, 5, 4))
+    large(torch.randn(2, 256, 3, 2))
+    wide(torch.randn(2, 512, 5, 4))
     with torch.autocast("cpu", torch.bfloat16):
-        convolution(torch.randn(2, 256, 2, 2))
+        large(torch.randn(2, 256, 2, 2))
     with pytest.raises(AssertionError, match="product"):
-        convolution(torch.randn(2, 256, 2, 2))
+        large(torch.randn(2, 256, 2, 2))
+    with pytest.raises(AssertionError, match="product"):
+        wide(torch.randn(2, 512, 4, 4))
 
 
 def test_other_processors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
