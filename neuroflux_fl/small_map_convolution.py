@@ -114,6 +114,7 @@ def weight_gradient(images: Tensor, weight: Tensor, gradient: Tensor, geometry: 
             torch.mm(errors, patches.T, out=found.view(outputs, -1)[:, first * height * width : last])
         else:
             patches = windows.permute(4, 5, 0, 1, 2, 3).reshape(-1, errors.shape[1])
-            product = (errors @ patches.T).view(outputs, height, width, -1)
-            found[:, first : first + step].copy_(product.permute(0, 3, 1, 2))
+            product = torch.empty((outputs, len(patches)), device=weight.device)
+            torch.mm(errors, patches.T, out=product)  # by this name a trace knows that it takes buffers for good
+            found[:, first : first + step].copy_(product.view(outputs, height, width, -1).permute(0, 3, 1, 2))
     return found
