@@ -14,7 +14,8 @@ SMALL_MAP = 4
 """Pixels of an input map up to which the product is faster for all large weights."""
 
 LARGEST_MAP, WIDE_BYTES = 16, 4 * 1024 * 1024
-"""Up to so many pixels it is faster for weights of so many bytes; for smaller ones, or on 8x8, oneDNN is as fast."""
+"""Up to so many pixels it is faster for weights of so many bytes; for smaller ones it is not, and on 8x8 it needs more
+memory than oneDNN."""
 
 SMALLEST_BYTES = 1024 * 1024
 """Smaller weights stay as they are: they are not what a unit's memory goes to."""
