@@ -89,10 +89,8 @@ def _row(channels: int, side: int, batch: int, layout: str, repeats: int) -> tup
 def _largest_mib(run: Callable[[], Tensor]) -> float:
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
-    recorded = profile.profiler
-    if recorded is None or recorded.kineto_results is None:
-        return 0.0
-    sizes: list[int] = [event.nbytes() for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    events = profile.profiler.kineto_results.events()
+    sizes: list[int] = [event.nbytes() for event in events if event.name() == "[memory]"]
     return max(sizes) / MIB
 
 
