@@ -2,7 +2,8 @@
 
 Run from the repository's root: ``python -m benchmarks.methods``. As ``neuroflux-fl compare``, whose code it uses, but
 with the floor: the convolutions that the method needs and nothing else (forward, weight gradient, and input gradient
-where one is needed), each alone at its best batch size and layout, without a limit on memory.
+where one is needed), each alone at its best batch size and layout, on small maps with the faster
+of both weight gradients (``small_map_convolution``), without a limit on memory.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from neuroflux_fl.models import MODEL_NAMES
 from neuroflux_fl.plan import Plan
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.sizes import MIB
+from neuroflux_fl.small_map_convolution import LARGEST_MAP, weight_gradient
 from neuroflux_fl.unit_chain import empty_copy
 
 _HEADER = ("budget", "method", "samples/s", "min", "max", "speed-up", "of floor", "peak MiB", "tuning s", "how")
@@ -194,23 +196,30 @@ def _pair(numbers: Any) -> tuple[int, int]:
 @cache
 def _best_seconds(layer: Convolution, dtype: torch.dtype) -> float:
     """Forward and backward of one sample."""
+    _, height, width = layer.input_shape
+    products = (False, True) if height * width <= LARGEST_MAP and dtype == torch.float32 else (False,)
     return min(
-        _seconds(layer, dtype, batch, layout) / batch
+        _seconds(layer, dtype, batch, layout, product) / batch
         for batch in _BATCHES
         for layout in (torch.contiguous_format, torch.channels_last)
+        for product in products
     )
 
 
-def _seconds(layer: Convolution, dtype: torch.dtype, batch: int, layout: torch.memory_format) -> float:
+def _seconds(layer: Convolution, dtype: torch.dtype, batch: int, layout: torch.memory_format, product: bool) -> float:
+    """Forward and backward of a batch, ``product`` telling which of the two weight gradients is taken."""
     inputs = torch.randn((batch, *layer.input_shape)).to(dtype=dtype, memory_format=layout)
     weight = torch.randn(layer.weight_shape).to(dtype=dtype, memory_format=layout)
     options = (layer.stride, layer.padding, (1, 1), False, (0, 0), 1)
-    needed = (layer.input_gradient, True, False)
+    needed = (layer.input_gradient, not product, False)
     seconds = []
     for _ in range(1 + _TIMED_RUNS):
         started = time.perf_counter()
         outputs = torch.ops.aten.convolution(inputs, weight, None, *options)
-        torch.ops.aten.convolution_backward(outputs, inputs, weight, None, *options, needed)
+        if any(needed):
+            torch.ops.aten.convolution_backward(outputs, inputs, weight, None, *options, needed)
+        if product:
+            weight_gradient(inputs, weight, outputs, (layer.stride, layer.padding))
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:])
 
