@@ -80,7 +80,7 @@ def _warm_up_small_maps() -> None:
     """oneDNN without AVX-512 has other kernels for many channels on few pixels, whose code and buffers are 4 MiB: the
     first unit to need them would look too large for a small budget."""
     for layout in (torch.contiguous_format, torch.channels_last):
-        convolution = nn.Conv2d(128, 128, 3, padding=1).to(memory_format=layout)
+        convolution = nn.Conv2d(128, 128, 3, padding=1).to(memory_format=layout)  # type: ignore[call-overload]
         images = torch.zeros(8, 128, 2, 2).to(memory_format=layout).requires_grad_()
         convolution(images).sum().backward()
 
