@@ -16,6 +16,8 @@ from neuroflux_fl.sizes import MIB, format_bytes, parse_bytes
 
 Tell = Callable[[str, int], None]
 """Called with what goes on, and how many steps are done since the last call."""
+OnResult = Callable[["ArmResult"], None]
+"""Called with what an arm came to, as soon as it is known: a comparison that is cut short keeps that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +108,12 @@ def predict_arms(arms: Sequence[Arm], budgets: Sequence[Budget], tell: Tell) -> 
 
 
 def run_arms(
-    setting: ArmSetting, arms: Sequence[str], budgets: Sequence[Budget], work: Work, tell: Tell
+    setting: ArmSetting,
+    arms: Sequence[str],
+    budgets: Sequence[Budget],
+    work: Work,
+    tell: Tell,
+    on_result: OnResult = lambda _: None,
 ) -> list[ArmResult]:
     """Tune and run every arm under every budget; ``steps`` of them are told one by one.
 
@@ -122,7 +129,7 @@ def run_arms(
                 worker = ArmWorker(arm, setting, limited=limited, threads=work.threads, seed=work.seed)
                 workers[arm] = stack.enter_context(worker)
             for budget in wanted:
-                results[budget] = _run_budget(workers, budget, work, tell)
+                results[budget] = _run_budget(workers, budget, work, tell, on_result)
     return [result for budget in budgets for result in results[budget]]
 
 
@@ -139,18 +146,25 @@ def describe_budget(budget: Budget) -> str:
     return f"{size} ({budget.asked})" if budget.asked == "smallest" or budget.asked.endswith("x") else size
 
 
-def _run_budget(workers: Mapping[str, ArmWorker], budget: Budget, work: Work, tell: Tell) -> list[ArmResult]:
+def _run_budget(
+    workers: Mapping[str, ArmWorker], budget: Budget, work: Work, tell: Tell, on_result: OnResult
+) -> list[ArmResult]:
     results: dict[str, ArmResult] = {}
     under = describe_budget(budget)
+    turns = work.repeats if work.data is None else 1
     for arm, worker in workers.items():
         tell(f"{under}: tuning {arm}", 0)
         results[arm] = ArmResult(arm=arm, budget=budget, how=worker.tune(budget.bytes))
+        if isinstance(results[arm].how, Refusal):
+            on_result(results[arm])
         tell(under, 1)
-    for _ in range(work.repeats if work.data is None else 1):
+    for turn in range(turns):
         for arm, worker in workers.items():
             if isinstance(results[arm].how, TunedArm):
                 tell(f"{under}: {arm}", 0)
                 results[arm] = _run_once(worker, results[arm], work, tell)
+                if turn == turns - 1:
+                    on_result(results[arm])
             tell(under, 1)
     return list(results.values())
 

@@ -1,8 +1,10 @@
-"""A command that runs for days ends when it is asked to: signals become a flag that its loop looks at."""
+"""A command ends when it is asked to: signals become a flag that a loop looks at, or an interrupt as of Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -32,3 +34,14 @@ class StopRequest:
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number)
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt while the block lasts, so that what is finished is kept and what is open is
+    closed. Main thread only."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from neuroflux_fl.cli.compare_view import comparison_fields, print_comparisons
-from neuroflux_fl.cli.output import make_progress, parse_image_shape, print_json, warn_of_slow_precision
+from neuroflux_fl.cli.output import (
+    log_progress,
+    make_progress,
+    parse_image_shape,
+    print_json,
+    warn_of_slow_precision,
+)
 from neuroflux_fl.errors import UsageError
+from neuroflux_fl.stop_request import interrupted_by_sigterm
 
 if TYPE_CHECKING:
     from neuroflux_fl.arm_worker import DataRequest
     from neuroflux_fl.arms import ArmSetting
-    from neuroflux_fl.comparison import Work
+    from neuroflux_fl.comparison import ArmResult, Work
 
 
 def compare(
@@ -84,6 +92,7 @@ def compare(
     optimizer, allocator and images, and says so where it does not fit.
 
     Speed includes cache traffic and evaluation. Tuning is shown beside it, and is part of every time of --train.
+    Ctrl-C and SIGTERM end a comparison; it then shows the methods that it has finished.
 
     Example: neuroflux-fl compare --model vgg11 --budgets smallest,64MiB --seconds 5
     """
@@ -92,7 +101,7 @@ def compare(
     from neuroflux_fl.arm_run import PASS_EPOCHS, Schedule
     from neuroflux_fl.arm_worker import DataRequest
     from neuroflux_fl.arms import ARMS, ArmSetting
-    from neuroflux_fl.cli.compare_picture import check_picture, write_picture
+    from neuroflux_fl.cli.compare_picture import check_picture
     from neuroflux_fl.comparison import Work
     from neuroflux_fl.heads import HeadSettings
     from neuroflux_fl.planning import PlannerSettings
@@ -135,28 +144,33 @@ def compare(
     )
     heads = HeadSettings(kind=head, rule=head_rule, filters=head_filters)
     arms = list(ARMS) if methods == "all" else _split(methods)
-    compared = [
-        _compare(
-            ArmSetting(
-                model=name, image_shape=shape, classes=classes, width=width, norm=norm, head=heads, planner=planner,
-                precision=precision,
-            ),
-            arms, _split(budgets), work, dry_run=dry_run,
-        )
-        for name in _split(model)
-    ]  # fmt: skip
-    if picture is not None:
-        write_picture(picture, compared)
-    if json:
-        print_json({"comparisons": compared})
-    else:
-        print_comparisons(compared, target=target or None)
+    compared: dict[str, dict[str, Any]] = {}
+    complete = False
+    try:
+        with interrupted_by_sigterm():
+            for name in _split(model):
+                setting = ArmSetting(
+                    model=name, image_shape=shape, classes=classes, width=width, norm=norm, head=heads,
+                    planner=planner, precision=precision,
+                )  # fmt: skip
+                keep = partial(compared.__setitem__, name)
+                _compare(setting, arms, _split(budgets), work, keep, dry_run=dry_run)
+            complete = True
+    finally:  # what was measured before an end that nobody wanted took long, and is as true as the rest
+        if compared:
+            _show(list(compared.values()), picture, target or None, complete=complete, json=json)
 
 
 def _compare(
-    setting: ArmSetting, names: Sequence[str], asked: Sequence[str], work: Work, *, dry_run: bool
-) -> dict[str, Any]:
-    """One model, as JSON has it."""
+    setting: ArmSetting,
+    names: Sequence[str],
+    asked: Sequence[str],
+    work: Work,
+    keep: Callable[[dict[str, Any]], None],
+    *,
+    dry_run: bool,
+) -> None:
+    """One model; ``keep`` is given all that is known of it, as JSON has it, whenever that grows."""
     import torch
 
     from neuroflux_fl import comparison
@@ -168,6 +182,8 @@ def _compare(
 
         def tell(text: str, done: int) -> None:
             progress.update(task, description=f"{setting.model}, {text}", advance=done)
+            if not done:
+                log_progress(f"{setting.model}, {text}")
 
         speed = measure_speed(torch.device("cpu"))
         arms = {name: Arm(name, setting, speed) for name in (*names, "backprop")}
@@ -177,9 +193,29 @@ def _compare(
             floors = comparison.smallest_budgets([arms[name] for name in names])
             progress.update(task, total=len(budgets) * len(names))
             results = comparison.predict_arms([arms[name] for name in names], budgets, tell)
-            return comparison_fields(setting, results, floors)
+            keep(comparison_fields(setting, results, floors))
+            return
+        finished: list[ArmResult] = []
+
+        def on_result(result: ArmResult) -> None:
+            finished.append(result)
+            keep(comparison_fields(setting, finished))
+
         progress.update(task, total=comparison.steps(names, budgets, work))
-        return comparison_fields(setting, comparison.run_arms(setting, names, budgets, work, tell))
+        keep(comparison_fields(setting, comparison.run_arms(setting, names, budgets, work, tell, on_result)))
+
+
+def _show(
+    compared: Sequence[dict[str, Any]], picture: Path | None, target: float | None, *, complete: bool, json: bool
+) -> None:
+    from neuroflux_fl.cli.compare_picture import write_picture
+
+    if json:
+        print_json({"complete": complete, "comparisons": compared})
+    else:
+        print_comparisons(compared, target=target)
+    if picture is not None:
+        write_picture(picture, compared)
 
 
 def _shape_of(request: DataRequest) -> tuple[tuple[int, int, int], int]:

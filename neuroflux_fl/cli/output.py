@@ -54,6 +54,12 @@ def make_progress() -> Progress:
     )
 
 
+def log_progress(text: str) -> None:
+    """A line on standard error, where that is not a terminal and ``make_progress`` draws nothing."""
+    if not progress_console.is_terminal:
+        progress_console.print(text, soft_wrap=True)
+
+
 def make_table(title: str, columns: list[str]) -> Table:
     """A table whose first column is for names and the rest for figures."""
     table = Table(title=title, title_justify="left", title_style="bold")

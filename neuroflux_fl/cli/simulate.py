@@ -14,11 +14,11 @@ import typer
 
 from neuroflux_fl.cli.fleet_summary import blocks_cell, print_summary
 from neuroflux_fl.cli.output import (
+    log_progress,
     make_progress,
     make_table,
     percent_cell,
     print_json,
-    progress_console,
     result_console,
     size_cell,
 )
@@ -193,10 +193,7 @@ def _run_grid(
 
         def observe(record: RoundRecord, devices: Sequence[DeviceTotals]) -> None:
             progress.update(task, completed=record.round, description=_describe(record))
-            if not progress_console.is_terminal:
-                progress_console.print(
-                    f"round {record.round}/{config.num_server_rounds}: {_describe(record)}", soft_wrap=True
-                )
+            log_progress(f"round {record.round}/{config.num_server_rounds}: {_describe(record)}")
 
         return execute_run(grid, config, observer=observe, resume=resume)
 

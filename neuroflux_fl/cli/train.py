@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from neuroflux_fl.cli.output import (
+    log_progress,
     make_progress,
     parse_budget,
     percent_cell,
@@ -21,8 +22,10 @@ from neuroflux_fl.cli.output import (
 )
 from neuroflux_fl.cli.plan import method_plan, plan_fields, print_blocks
 from neuroflux_fl.output_folder import prepare_folder, write_text
+from neuroflux_fl.stop_request import interrupted_by_sigterm
 
 if TYPE_CHECKING:
+    from neuroflux_fl.block_training import BlockResult
     from neuroflux_fl.device_training import DeviceTrainer, TrainingResult
     from neuroflux_fl.plan import Plan
 
@@ -79,7 +82,8 @@ def train(
     """Train on this device alone, block after block, inside a memory budget.
 
     Shows the plan with the peak that each block really held, every exit's accuracy and size, and where the time went.
-    The test images are used only for the figures; the exit is chosen on validation images.
+    The test images are used only for the figures; the exit is chosen on validation images. Ctrl-C and SIGTERM end
+    training; the blocks that are finished make an exit all the same.
 
     Example: neuroflux-fl train --model vgg11 --width 0.5 --data digits --budget 24MiB --epochs 6 --out runs/one
     """
@@ -168,7 +172,7 @@ def train(
     )
     plan = method_plan(made, budget_bytes, settings, method)
     profile_seconds = time.perf_counter() - profiling
-    with tempfile.TemporaryDirectory(prefix="neuroflux-train-", dir=out) as folder:
+    with interrupted_by_sigterm(), tempfile.TemporaryDirectory(prefix="neuroflux-train-", dir=out) as folder:
         store = UnitStore(Path(folder) / "weights", network)
         store.initialise(seed)
         trainer = DeviceTrainer(
@@ -182,11 +186,11 @@ def train(
             device=torch.device("cpu"),
         )
         trainer.stopwatch.add("profile", profile_seconds)
-        result = _run(trainer, plan, epochs)
+        result, interrupted = _run(trainer, plan, epochs)
         summary = _summarise(trainer, plan, result, images.test, tolerance)
         summary = {
             "model": model, "data": images.name, "method": method, "seed": seed, "budget_bytes": budget_bytes,
-            **summary, "total_seconds": time.perf_counter() - started,
+            "interrupted": interrupted, **summary, "total_seconds": time.perf_counter() - started,
         }  # fmt: skip
         if out is not None:
             _save(out, trainer, summary, width=width, class_names=images.class_names)
@@ -194,22 +198,36 @@ def train(
         print_json(summary)
     else:
         _print(summary)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
-def _run(trainer: DeviceTrainer, plan: Plan, epochs: int) -> TrainingResult:
+def _run(trainer: DeviceTrainer, plan: Plan, epochs: int) -> tuple[TrainingResult, bool]:
+    """What training came to, and whether it was interrupted: then that is the blocks finished before.
+
+    Raises:
+        KeyboardInterrupt: it was, before any block was finished.
+    """
+    from neuroflux_fl.device_training import TrainingResult
+
+    finished: list[BlockResult] = []
     with make_progress() as progress:
         task = progress.add_task("training", total=epochs * len(plan.blocks))
         order = {block.first_unit: index for index, block in enumerate(plan.blocks)}
 
         def on_epoch(block: Any, epoch: int, loss: float, score: Any) -> None:
             accuracy = f", validation {percent_cell(score.accuracy)}" if score is not None else ""
-            progress.update(
-                task,
-                completed=order[block.first_unit] * epochs + epoch,
-                description=f"units {block.first_unit}-{block.last_unit}: loss {loss:.3f}{accuracy}",
-            )
+            units, reached = f"units {block.first_unit}-{block.last_unit}", f"loss {loss:.3f}{accuracy}"
+            progress.update(task, completed=order[block.first_unit] * epochs + epoch, description=f"{units}: {reached}")
+            log_progress(f"{units}, pass {epoch}/{epochs}: {reached}")
 
-        return trainer.train(plan, on_epoch=on_epoch)
+        try:
+            return trainer.train(plan, on_epoch=on_epoch, on_block=finished.append), False
+        except KeyboardInterrupt:
+            if not finished:
+                raise
+    # Here, where the interrupted block's tensors are gone with the traceback.
+    return TrainingResult(blocks=tuple(finished), forward_peak_bytes=None, deadline_reached=False), True
 
 
 def _summarise(
@@ -280,7 +298,8 @@ def _print(summary: dict[str, Any]) -> None:
     print_exits(summary)
     if summary["left_out_units"]:
         left_out = summary["left_out_units"]
-        result_console.print(f"Units {left_out[0]} to {left_out[-1]} were left out: more depth no longer paid.")
+        why = "training was interrupted" if summary["interrupted"] else "more depth no longer paid"
+        result_console.print(f"Units {left_out[0]} to {left_out[-1]} were left out: {why}.")
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in summary["seconds"].items())
     cache = summary["cache"]
     result_console.print(f"Time: {seconds}. Cache: {size_cell(cache['written_bytes'])} written.")

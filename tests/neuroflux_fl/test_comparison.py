@@ -61,12 +61,16 @@ def test_arms_run_in_processes_of_their_own() -> None:
     budgets = [Budget(asked="1mib", bytes=MIB), Budget(asked="6mib", bytes=6 * MIB)]
     work = Work(seconds=0.1, repeats=2, threads=1)
     told: list[int] = []
+    known: list[ArmResult] = []
 
-    results = run_arms(SETTING, ["neuroflux", "backprop-both"], budgets, work, lambda _, done: told.append(done))
+    results = run_arms(
+        SETTING, ["neuroflux", "backprop-both"], budgets, work, lambda _, done: told.append(done), known.append
+    )
 
     assert [(result.arm, result.budget) for result in results] == [
         (arm, budget) for budget in budgets for arm in ("neuroflux", "backprop-both")
     ]
+    assert known == results
     assert sum(told) == steps(["neuroflux", "backprop-both"], budgets, work) == 12
     for refused in results[:2]:
         assert isinstance(refused.how, Refusal)

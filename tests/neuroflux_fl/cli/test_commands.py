@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,11 +23,14 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from neuroflux_fl import __version__, activation_cache
+from neuroflux_fl.block_training import BlockResult, train_block
 from neuroflux_fl.cli import profiles
 from neuroflux_fl.cli.main import main
 from neuroflux_fl.exits import load_exit
+from neuroflux_fl.plan import Block
 from neuroflux_fl.profiling import profile_network
 from neuroflux_fl.sizes import format_bytes
+from neuroflux_fl.unit_store import UnitStore
 
 SMALL_TRAIN = ["--width", "0.05", "--train-limit", "120", "--test-limit", "40", "--epochs", "1", "--views", "1"]
 SMALL_FLEET = [
@@ -138,7 +142,8 @@ def test_train_as_json_and_as_files(command: Command, tmp_path: Path) -> None:
     result = command("train", *SMALL_TRAIN, *options)
 
     summary = result.json
-    assert (result.code, result.err) == (0, "")
+    assert result.code == 0
+    assert len(result.err.splitlines()) == len(summary["blocks"])
     assert all(set(block) > BLOCK_KEYS | {"measured_peak_bytes"} for block in summary["blocks"])
     assert all(block["measured_peak_bytes"] > 0 for block in summary["blocks"])
     assert any(first < last for block in summary["blocks"] for first, last in block["windows"])
@@ -491,6 +496,35 @@ def test_interrupt_has_its_own_code(command: Command, monkeypatch: pytest.Monkey
     result = command("train", *SMALL_TRAIN)
 
     assert (result.code, result.err) == (130, "Error: Interrupted.\n")
+
+
+def test_interrupted_training_keeps_the_blocks_it_has_finished(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blocks = []
+
+    def train_or_end(store: UnitStore, block: Block, *arguments: Any, **options: Any) -> BlockResult:
+        blocks.append(block)
+        if len(blocks) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_block(store, block, *arguments, **options)
+
+    monkeypatch.setattr("neuroflux_fl.device_training.train_block", train_or_end)
+    before = signal.getsignal(signal.SIGTERM)
+
+    result = command(
+        "train", *SMALL_TRAIN, "--budget", "2MiB", "--maximum-batch", "8", "--out", str(tmp_path), "--json"
+    )
+
+    first = blocks[0]
+    assert result.code == 130
+    assert result.err.splitlines()[1:] == ["Error: Interrupted."]
+    assert result.json["interrupted"]
+    assert result.json["left_out_units"] == list(range(first.last_unit + 1, 8))
+    assert [row["unit"] for row in result.json["exits"]][-1] == first.last_unit
+    assert load_exit(tmp_path / "exit")(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exit", "run.json"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from neuroflux_fl import machine_speed
 from neuroflux_fl.arm_run import CurvePoint, TimedPass, TrainedArm
 from neuroflux_fl.arm_tuning import Refusal, TunedArm
+from neuroflux_fl.arm_worker import ArmWorker
 from neuroflux_fl.arms import ArmSetting
 from neuroflux_fl.cli.compare_picture import write_picture
 from neuroflux_fl.cli.compare_view import comparison_fields, describe_how, print_comparisons, time_to
@@ -164,7 +167,8 @@ def test_dry_run_predicts_every_arm_and_says_what_is_needed(
     comparison = json.loads(out)["comparisons"][0]
     floors = comparison["smallest_budget_bytes"]
     rows = {(row["arm"], row["budget"]): row for row in comparison["results"]}
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert len(err.splitlines()) == len(rows)
     assert floors["neuroflux"] < floors["backprop"] < floors["classic"]
     assert rows["backprop", "smallest"]["budget_bytes"] == -(-floors["backprop"] // MIB) * MIB
     assert rows["classic", "smallest"]["needed_bytes"] == floors["classic"]
@@ -201,13 +205,46 @@ def test_training_on_data_as_json_and_picture(run_main: Run, tmp_path: Path) -> 
         "--maximum-batch", "4", "--json", "--picture", str(picture),
     )  # fmt: skip
 
-    comparison = json.loads(out)["comparisons"][0]
+    shown = json.loads(out)
+    comparison = shown["comparisons"][0]
     row = comparison["results"][0]
-    assert code == 0
+    assert (code, shown["complete"]) == (0, True)
     assert (comparison["image"], comparison["classes"]) == ([1, 32, 32], 10)
     assert len(row["trained"]["curve"]) == 1
     assert row["trained"]["parameters"] > 0
     assert "test accuracy" in picture.read_text()
+
+
+def test_interrupted_comparison_shows_the_methods_it_has_finished(
+    run_main: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+
+    def pass_or_end(worker: ArmWorker, seconds: float) -> TimedPass:
+        passes.append(worker)
+        if len(passes) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return time_pass(worker, seconds)
+
+    time_pass = ArmWorker.time_pass
+    monkeypatch.setattr(ArmWorker, "time_pass", pass_or_end)
+
+    code, out, err = run_main(
+        *SMALL, "--budgets", "none", "--methods", "backprop,classic", "--seconds", "0.1", "--repeats", "1", "--json"
+    )
+
+    shown = json.loads(out)
+    assert (code, shown["complete"]) == (130, False)
+    assert [row["arm"] for row in shown["comparisons"][0]["results"]] == ["backprop"]
+    assert shown["comparisons"][0]["results"][0]["samples_per_second"] > 0
+    # Without a terminal, a line for each thing that begins.
+    assert err.splitlines() == [
+        "vgg11, no limit: tuning backprop",
+        "vgg11, no limit: tuning classic",
+        "vgg11, no limit: backprop",
+        "vgg11, no limit: classic",
+        "Error: Interrupted.",
+    ]
 
 
 @pytest.mark.parametrize(
