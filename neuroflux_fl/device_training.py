@@ -197,9 +197,14 @@ class DeviceTrainer:
             if not result.finished:
                 late = deadline is not None and time.monotonic() > deadline
                 return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=late)
-            result = self._with_inner_exits(
-                result, inputs, settings, validation, learning_rate_scale, first_epoch, deadline
-            )
+            try:
+                result = self._with_inner_exits(
+                    result, inputs, settings, validation, learning_rate_scale, first_epoch, deadline
+                )
+            except KeyboardInterrupt:
+                if on_block is not None:
+                    on_block(result)  # the block is trained and stored; it has fewer exits
+                raise
             results.append(result)
             if on_block is not None:
                 on_block(result)

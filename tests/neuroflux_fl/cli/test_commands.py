@@ -22,8 +22,7 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from neuroflux_fl import __version__, activation_cache
-from neuroflux_fl.block_training import BlockResult, train_block
+from neuroflux_fl import __version__, activation_cache, device_training
 from neuroflux_fl.cli import profiles
 from neuroflux_fl.cli.main import main
 from neuroflux_fl.exits import load_exit
@@ -498,18 +497,20 @@ def test_interrupt_has_its_own_code(command: Command, monkeypatch: pytest.Monkey
     assert (result.code, result.err) == (130, "Error: Interrupted.\n")
 
 
+@pytest.mark.parametrize("during", ["train_block", "train_inner_heads"])
 def test_interrupted_training_keeps_the_blocks_it_has_finished(
-    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, during: str
 ) -> None:
-    blocks = []
+    blocks: list[Block] = []
+    work = getattr(device_training, during)
 
-    def train_or_end(store: UnitStore, block: Block, *arguments: Any, **options: Any) -> BlockResult:
+    def work_or_end(store: UnitStore, block: Block, *arguments: Any, **options: Any) -> Any:
         blocks.append(block)
-        if len(blocks) == 2:
+        if len(blocks) == (2 if during == "train_block" else 1):
             os.kill(os.getpid(), signal.SIGTERM)
-        return train_block(store, block, *arguments, **options)
+        return work(store, block, *arguments, **options)
 
-    monkeypatch.setattr("neuroflux_fl.device_training.train_block", train_or_end)
+    monkeypatch.setattr(device_training, during, work_or_end)
     before = signal.getsignal(signal.SIGTERM)
 
     result = command(
