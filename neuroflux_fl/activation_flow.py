@@ -11,13 +11,13 @@ from torch import Tensor
 
 from neuroflux_fl.activation_cache import ActivationCache, CachedActivations, CacheKey
 from neuroflux_fl.compute import PLAIN_COMPUTE, ComputeSettings
+from neuroflux_fl.convolution_patches import SMALLEST_BYTES
 from neuroflux_fl.frugal_convolution import make_frugal
 from neuroflux_fl.heads import unit_activation_bytes
 from neuroflux_fl.local_network import UnitWithHead
 from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.sample_source import CachedSource, ImageSource, RecomputedSource, SampleSource
 from neuroflux_fl.sizes import MIB
-from neuroflux_fl.small_map_convolution import SMALLEST_BYTES
 from neuroflux_fl.unit_store import UnitStore
 
 _LARGEST_PIECE = 256

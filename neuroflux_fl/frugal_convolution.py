@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -12,14 +10,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from neuroflux_fl.compute import layout_of
+from neuroflux_fl.convolution_patches import SMALLEST_BYTES, Geometry, Patches, can_be_product
 from neuroflux_fl.local_step import OptimizerSettings
 from neuroflux_fl.plan import SLICED, SLICED_BFLOAT16, WHOLE, Window
-from neuroflux_fl.small_map_convolution import SMALLEST_BYTES, can_be_product, use_small_maps
-
-_Geometry = tuple[tuple[int, int], tuple[int, int]]  # stride, padding
-
-SLICE_BYTES = 512 * 1024
-"""Weights, and their change, that are worked on at a time."""
+from neuroflux_fl.small_map_convolution import use_small_maps
 
 
 class WeightUpdate:
@@ -86,7 +80,7 @@ class FrugalConv2d(nn.Conv2d):
     update: WeightUpdate
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        geometry = cast(_Geometry, (self.stride, self.padding))
+        geometry = cast(Geometry, (self.stride, self.padding))
         output = _Convolve.apply(input, weight, bias, self.update, geometry)  # type: ignore[no-untyped-call]
         return cast(Tensor, output)
 
@@ -137,81 +131,6 @@ def weight_updates(modules: Iterable[nn.Module]) -> list[WeightUpdate]:
     return [part.update for module in modules for part in module.modules() if isinstance(part, FrugalConv2d)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Slice:
-    """Some input channels, and the columns of the weight matrix that belong to them."""
-
-    channels: slice
-    columns: slice
-
-
-class _Patches:
-    """Patches of images as a matrix ``(channels * kernel, positions)``, for a slice of the channels at a time.
-
-    The samples are innermost, so that copies run over long stretches and one product serves the whole batch. How the
-    channels are sliced depends on the weight alone: a slice's patches are not larger than the larger of the images
-    and the convolution's output, and a trace has the same operators at every batch size.
-    """
-
-    def __init__(self, images: Tensor, weight: Tensor, geometry: _Geometry) -> None:
-        self._images, (self._stride, padding) = images, geometry
-        outputs, self._channels, *self._kernel = weight.shape
-        self._area = self._kernel[0] * self._kernel[1]
-        samples, _, *sides = images.shape
-        padded = [side + 2 * pad for side, pad in zip(sides, padding, strict=True)]
-        positions = [(p - k) // s + 1 for p, k, s in zip(padded, self._kernel, self._stride, strict=True)]
-        self.output_shape = (outputs, *positions, samples)
-        fitting = min(SLICE_BYTES // (weight.element_size() * outputs), max(outputs, self._channels)) // self._area
-        step = math.ceil(self._channels / math.ceil(self._channels / max(1, fitting)))
-        self._inside = tuple(slice(pad, pad + side) for pad, side in zip(padding, sides, strict=True))
-        # Made once and used for every slice, views included; a last slice with fewer channels leaves a rest unread.
-        self._padded = weight.new_zeros((step, *padded, samples))
-        self._centre = self._padded[:, *self._inside]
-        self._windows = self._windows_of(self._padded)
-        self._patches = weight.new_empty(self._windows.shape)
-        self._matrix = self._patches.view(step * self._area, -1)
-        self._sums: Tensor | None = None
-        self._taps: list[tuple[Tensor, Tensor]] = []
-
-    def slices(self) -> Iterator[_Slice]:
-        """All input channels, piece by piece."""
-        step = len(self._padded)
-        for first in range(0, self._channels, step):
-            last = min(first + step, self._channels)
-            yield _Slice(slice(first, last), slice(first * self._area, last * self._area))
-
-    def buffer(self, part: _Slice) -> Tensor:
-        """The matrix of a slice, whatever is in it: ``(width of the slice, positions)``."""
-        return self._matrix[: part.columns.stop - part.columns.start]
-
-    def read(self, part: _Slice) -> Tensor:
-        """The matrix of a slice, filled with the images' patches."""
-        chosen = self._images[:, part.channels].permute(1, 2, 3, 0)
-        self._centre[: len(chosen)].copy_(chosen)
-        self._patches.copy_(self._windows)
-        return self.buffer(part)
-
-    def add_up(self, part: _Slice, gradient: Tensor) -> None:
-        """Sum what the buffer holds for each pixel into ``gradient[:, channels]``, which is shaped like the images."""
-        if self._sums is None:
-            self._sums = torch.empty_like(self._padded)
-            self._taps = [
-                (sums, patches)
-                for row, patch_row in zip(self._windows_of(self._sums).unbind(1), self._patches.unbind(1), strict=True)
-                for sums, patches in zip(row.unbind(1), patch_row.unbind(1), strict=True)
-            ]
-        self._sums.zero_()
-        for sums, patches in self._taps:
-            sums.add_(patches)
-        chosen = gradient[:, part.channels]
-        chosen.copy_(self._sums[: chosen.shape[1], *self._inside].permute(3, 0, 1, 2))
-
-    def _windows_of(self, padded: Tensor) -> Tensor:
-        """A view ``(channels, *kernel, *positions, samples)`` of padded images; patches overlap."""
-        windows = padded.unfold(1, self._kernel[0], self._stride[0]).unfold(2, self._kernel[1], self._stride[1])
-        return windows.permute(0, 4, 5, 1, 2, 3)
-
-
 class _Convolve(torch.autograd.Function):
     """Convolution as matrix products over slices of the input channels.
 
@@ -227,12 +146,12 @@ class _Convolve(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         update: WeightUpdate,
-        geometry: _Geometry,
+        geometry: Geometry,
     ) -> Tensor:
         context.save_for_backward(images, weight)
         context.update, context.geometry = update, geometry
         with torch.autocast(images.device.type, enabled=False):
-            patches = _Patches(images, weight, geometry)
+            patches = Patches(images, weight, geometry)
             sums = weight.new_zeros(patches.output_shape).flatten(1)
             if bias is not None:
                 sums.add_(bias[:, None])
@@ -247,7 +166,7 @@ class _Convolve(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = context.saved_tensors
-        patches = _Patches(images, weight, context.geometry)
+        patches = Patches(images, weight, context.geometry)
         errors = _laid_out(gradient.permute(1, 2, 3, 0), weight.dtype).flatten(1)
         bias_gradient = errors.sum(1) if context.needs_input_grad[2] else None
         image_gradient = torch.empty_like(images) if context.needs_input_grad[0] else None

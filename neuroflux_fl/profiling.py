@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuroflux_fl.compute import ComputeSettings
+from neuroflux_fl.convolution_patches import can_be_product
 from neuroflux_fl.device_memory import PeakMeter, is_out_of_memory, run_keeping
 from neuroflux_fl.heads import head_filters
 from neuroflux_fl.local_network import LocalNetwork
@@ -19,7 +20,6 @@ from neuroflux_fl.machine_speed import MachineSpeed
 from neuroflux_fl.memory_allocator import FreedMemory
 from neuroflux_fl.plan import Window
 from neuroflux_fl.sizes import MIB
-from neuroflux_fl.small_map_convolution import can_be_product
 from neuroflux_fl.tracing import trace_step
 from neuroflux_fl.unit_chain import UnitChain, empty_copy
 from neuroflux_fl.window_step import WindowStep

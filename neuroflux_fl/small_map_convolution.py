@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_Geometry = tuple[tuple[int, int], tuple[int, int]]  # stride, padding
+from neuroflux_fl.convolution_patches import Geometry, can_be_product
 
 SMALL_MAP = 4
 """Pixels of an input map up to which the product is faster for all large weights."""
@@ -16,9 +16,6 @@ SMALL_MAP = 4
 LARGEST_MAP, WIDE_BYTES = 16, 4 * 1024 * 1024
 """Up to so many pixels it is faster for weights of so many bytes; for smaller ones it is not, and on 8x8 it needs more
 memory than oneDNN."""
-
-SMALLEST_BYTES = 1024 * 1024
-"""Smaller weights stay as they are: they are not what a unit's memory goes to."""
 
 _CAPABILITY = "AVX2"
 """Of the processor, as torch names it. With AVX-512 nothing was measured."""
@@ -36,7 +33,7 @@ class SmallMapConv2d(nn.Conv2d):
         small = pixels <= (LARGEST_MAP if weight.nbytes >= WIDE_BYTES else SMALL_MAP)
         if not small or input.dim() != 4 or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return cast(Tensor, super()._conv_forward(input, weight, bias))
-        geometry = cast(_Geometry, (self.stride, self.padding))
+        geometry = cast(Geometry, (self.stride, self.padding))
         return cast(Tensor, _Convolve.apply(input, weight, bias, geometry))  # type: ignore[no-untyped-call]
 
 
@@ -53,23 +50,11 @@ def use_small_maps(module: nn.Module) -> None:
             part.__class__ = SmallMapConv2d
 
 
-def can_be_product(convolution: nn.Conv2d, smallest_bytes: int = SMALLEST_BYTES) -> bool:
-    """Whether a convolution is large, and plain enough to be a product of its weight with patches of its images."""
-    return (
-        convolution.weight.nbytes >= smallest_bytes
-        and convolution.weight.dtype == torch.float32
-        and convolution.groups == 1
-        and tuple(convolution.dilation) == (1, 1)
-        and convolution.padding_mode == "zeros"
-        and not isinstance(convolution.padding, str)
-    )
-
-
 class _Convolve(torch.autograd.Function):
     """oneDNN's convolution and gradient by its input; the gradient by the weight as ``errors @ patches.T``."""
 
     @staticmethod
-    def forward(context: Any, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    def forward(context: Any, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         context.save_for_backward(images, weight)
         context.geometry = geometry
         return torch.nn.functional.conv2d(images, weight, bias, *geometry)
@@ -88,7 +73,7 @@ class _Convolve(torch.autograd.Function):
         return by_images, by_weight, gradient.sum((0, 2, 3)) if needs_bias else None, None
 
 
-def weight_gradient(images: Tensor, weight: Tensor, gradient: Tensor, geometry: _Geometry) -> Tensor:
+def weight_gradient(images: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
     """Gradient of a loss by a convolution's weight, in the weight's own layout.
 
     Args:

@@ -12,8 +12,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from neuroflux_fl.convolution_patches import SLICE_BYTES
 from neuroflux_fl.frugal_convolution import (
-    SLICE_BYTES,
     FrugalConv2d,
     WeightUpdate,
     make_frugal,
