@@ -190,7 +190,11 @@ def _tuned(fields: dict[str, Any]) -> TunedArm:
 
 
 def _write(**answer: Any) -> None:
-    print(json.dumps(answer), flush=True)
+    try:
+        print(json.dumps(answer), flush=True)
+    except BrokenPipeError:  # the parent was killed: nobody waits for the rest, and temporary folders go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would fail loudly
+        sys.exit(0)
 
 
 def _stop(*_signal: object) -> None:

@@ -99,3 +99,13 @@ def test_a_worker_that_dies_is_reported() -> None:
         worker._process.kill()
         with pytest.raises(NeurofluxError, match="method backprop ended with code -9"):
             worker.tune(None)
+
+
+def test_a_worker_whose_parent_is_gone_ends_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    with ArmWorker("backprop", SETTING, limited=False, threads=1, seed=0) as worker:
+        assert worker._process.stdout is not None
+        worker._send({"do": "tune", "budget_bytes": None})
+        worker._process.stdout.close()
+
+        assert worker._process.wait(timeout=100) == 0
+    assert capfd.readouterr().err == ""
