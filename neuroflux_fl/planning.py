@@ -38,7 +38,7 @@ class PlannerSettings:
     ahead of it, and of all units at once, after short (docs/methods.md)."""
     useful_batch: int = 16
     """A window that does not fit at this batch size gets sliced updates; with reach 0, memory beyond what it needs is
-    spent on longer windows."""
+    spent on longer windows. ``batch_tolerance`` does not go below it: from a few samples batch norm learns badly."""
     rho: float = 0.4
     """Only for ``threshold``: units merge while their batch sizes differ by at most this share."""
     minimum_batch: int = 2
@@ -179,10 +179,16 @@ def block_peak_bytes(profiles: Sequence[WindowProfile], batch_size: int) -> int:
 
 
 def choose_batch(sizes: Iterable[int], seconds: Callable[[int], float], settings: PlannerSettings) -> int:
-    """The smallest batch size at which a sample takes no more than ``batch_tolerance`` longer than at the fastest."""
+    """The smallest batch size at which a sample takes no more than ``batch_tolerance`` longer than at the fastest.
+
+    Where the fastest is a useful batch, so is the one chosen.
+    """
     taken = {size: seconds(size) for size in sorted(sizes)}
-    slowest = (1 + settings.batch_tolerance) * min(taken.values())
-    return next(size for size, time in taken.items() if time <= slowest)
+    fastest = min(taken, key=lambda size: taken[size])
+    useful = _useful_batch(settings)
+    least = useful if fastest >= useful else 1
+    slowest = (1 + settings.batch_tolerance) * taken[fastest]
+    return next(size for size, time in taken.items() if size >= least and time <= slowest)
 
 
 def make_block(

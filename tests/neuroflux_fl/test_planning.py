@@ -163,11 +163,15 @@ def test_the_batch_is_the_fastest_that_fits_not_the_largest() -> None:
     assert plan_units(profile, 640, EXACT).blocks[0].batch_size == 16
     assert plan_units(profile, 80, EXACT).blocks[0].batch_size == 8
     # Of those that are hardly slower the smallest: 0.067 at 12, 0.083 at 8.
-    assert plan_units(profile, 640, replace(EXACT, batch_tolerance=0.35)).blocks[0].batch_size == 12
-    assert plan_units(profile, 640, replace(EXACT, batch_tolerance=0.7)).blocks[0].batch_size == 8
+    tolerant = replace(EXACT, useful_batch=2)
+    assert plan_units(profile, 640, replace(tolerant, batch_tolerance=0.35)).blocks[0].batch_size == 12
+    assert plan_units(profile, 640, replace(tolerant, batch_tolerance=0.7)).blocks[0].batch_size == 8
+    # But useful, where the fastest is.
+    assert plan_units(profile, 640, replace(tolerant, batch_tolerance=0.7, useful_batch=12)).blocks[0].batch_size == 12
+    assert plan_units(profile, 640, replace(tolerant, batch_tolerance=0.7, useful_batch=32)).blocks[0].batch_size == 8
     # Below the smallest that was measured nothing is known.
-    assert plan_units(profile, 640, replace(EXACT, batch_tolerance=9)).blocks[0].batch_size == 4
-    assert plan_units(profile, 30, replace(EXACT, batch_tolerance=9)).blocks[0].batch_size == 3
+    assert plan_units(profile, 640, replace(tolerant, batch_tolerance=9)).blocks[0].batch_size == 4
+    assert plan_units(profile, 30, replace(tolerant, batch_tolerance=9)).blocks[0].batch_size == 3
     assert profile.unit(0).seconds_per_step(10, SPEED) == pytest.approx(10 * 0.075)
     assert profile.unit(0).seconds_per_step(2, SPEED) == pytest.approx(2 * 0.1)
     assert profile.unit(0).seconds_per_step(128, SPEED) == pytest.approx(128 * 0.1)
