@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from neuroflux_fl.data import ImageData, LabelledImages, split_validation
 from neuroflux_fl.device_training import CacheSettings, DeviceData, DeviceTrainer, TrainingResult
 from neuroflux_fl.errors import DataError
 from neuroflux_fl.evaluation import Score, score_exits, score_windows
-from neuroflux_fl.exits import choose_exit, exit_parameters
+from neuroflux_fl.exits import check_tolerance, choose_exit, exit_parameters
 from neuroflux_fl.plan import Block
 from neuroflux_fl.unit_chain import ImageShape
 from neuroflux_fl.unit_store import UnitStore
@@ -87,6 +88,19 @@ class Schedule:
     tolerance: float = 0.005
     """Validation accuracy given up for a smaller exit."""
 
+    def __post_init__(self) -> None:
+        """Refuse before any arm is tuned what training would refuse after it."""
+        self.train_settings()
+        check_tolerance(self.tolerance)
+
+    def train_settings(self, **others: Any) -> TrainSettings:
+        """What of it every training needs to know; ``others`` are the rest of the settings, or stand instead."""
+        own = {
+            "epochs": self.epochs, "patience": self.patience, "depth_patience": self.depth_patience,
+            "head_passes": self.head_passes, "views": self.views,
+        }  # fmt: skip
+        return TrainSettings(**{**own, **others})
+
 
 def time_pass(arm: Arm, tuned: TunedArm, seconds: float, *, seed: int, device: torch.device) -> TimedPass:
     """Train fresh weights on noise for about ``seconds``, and at least two batches of the largest size."""
@@ -150,9 +164,8 @@ def train_arm(
     if schedule.minutes is not None:
         epoch_seconds = len(data.train) * sum(block.predicted_seconds_per_sample for block in tuned.plan.blocks)
         epochs = max(1, round((60 * schedule.minutes - tuned.tuning_seconds) / epoch_seconds))
-    settings = TrainSettings(
-        epochs=epochs, patience=schedule.patience, depth_patience=schedule.depth_patience,
-        head_passes=schedule.head_passes if arm.name == NEUROFLUX else 0, views=schedule.views,
+    settings = schedule.train_settings(
+        epochs=epochs, head_passes=schedule.head_passes if arm.name == NEUROFLUX else 0,
         optimizer=arm.optimizer, compute=tuned.compute, seed=seed,
     )  # fmt: skip
     with open_trainer(arm, tuned, data, settings, device) as trainer:

@@ -24,14 +24,23 @@ DESCRIPTION_FILE = "exit.json"
 _FORMAT = 1
 
 
+def check_tolerance(tolerance: float) -> None:
+    """Before a training, whose end would be late to find out.
+
+    Raises:
+        UsageError: it is not in 0 to 1.
+    """
+    if not 0 <= tolerance <= 1:
+        raise UsageError(f"Tolerance {tolerance} is not allowed: give a share of accuracy from 0 to 1.")
+
+
 def choose_exit(scores: Mapping[int, Score], tolerance: float) -> int:
     """The shallowest exit whose validation accuracy is within ``tolerance`` of the best exit's.
 
     Raises:
         UsageError: no exit was scored, or the tolerance is not in 0 to 1.
     """
-    if not 0 <= tolerance <= 1:
-        raise UsageError(f"Tolerance {tolerance} is not allowed: give a share of accuracy from 0 to 1.")
+    check_tolerance(tolerance)
     if not scores:
         raise UsageError("No exit was trained, so none can be chosen: raise the budget or the number of rounds.")
     best = max(score.accuracy for score in scores.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -30,8 +31,8 @@ class OptimizerSettings:
             raise UsageError(f"Momentum {self.momentum} is not allowed: give a number from 0 up to, not including, 1.")
         if not self.weight_decay >= 0:
             raise UsageError(f"Weight decay {self.weight_decay} is negative: give 0 or more.")
-        if not self.similarity >= 0:
-            raise UsageError(f"Similarity {self.similarity} is negative: give 0 or more.")
+        if not 0 <= self.similarity < math.inf:
+            raise UsageError(f"Similarity {self.similarity} is not allowed: give 0 or more, and a finite number.")
 
 
 def make_optimizer(

@@ -19,6 +19,9 @@ _VGG_CONFIGS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 _RESNETS = ("resnet18", "resnet34")
 MODEL_NAMES = (*_VGG_CONFIGS, *_RESNETS)
 NORMS = ("batch", "group")
+_MOST_CLASSES = 1_000_000
+_LONGEST_SIDE = 16_384
+"""Sizes of tensors beyond these overflow."""
 
 
 def build_chain(
@@ -42,10 +45,12 @@ def build_chain(
         raise UsageError(f"Model {model!r} is unknown: choose one of {', '.join(MODEL_NAMES)}.{hint}")
     if norm not in NORMS:
         raise UsageError(f"Norm {norm!r} is unknown: choose batch or group.")
-    if classes < 2:
-        raise UsageError(f"Classes {classes} is too small: a classifier needs at least 2 classes.")
-    if min(image_shape) < 1:
-        raise UsageError(f"Image shape {image_shape} has an empty side: write for example 3x32x32.")
+    if not 2 <= classes <= _MOST_CLASSES:
+        raise UsageError(f"Classes {classes} is not allowed: a classifier has 2 to {_MOST_CLASSES} classes.")
+    if not all(1 <= side <= _LONGEST_SIDE for side in image_shape):
+        raise UsageError(
+            f"Image shape {image_shape} has an empty side, or one over {_LONGEST_SIDE}: write for example 3x32x32."
+        )
     if not 0.05 <= width <= 4:
         raise UsageError(f"Width {width} is not allowed: give a factor between 0.05 and 4.")
     with torch.device("meta"):

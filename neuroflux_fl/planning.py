@@ -83,8 +83,8 @@ class PlannerSettings:
             raise UsageError(f"Batch tolerance {self.batch_tolerance} is negative: give a share of 0 or more.")
         if self.useful_batch < 1:
             raise UsageError(f"Useful batch {self.useful_batch} is too small: give at least 1.")
-        if not self.learning_rate > 0:
-            raise UsageError(f"Learning rate {self.learning_rate} is not positive: give for example 0.05.")
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"Learning rate {self.learning_rate} is not positive and finite: give for example 0.05.")
 
     def learning_rate_at(self, batch_size: int) -> float:
         """Linear scaling with the batch size, capped."""

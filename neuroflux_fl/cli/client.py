@@ -14,6 +14,7 @@ import typer
 
 from neuroflux_fl.cli.live_view import LiveView
 from neuroflux_fl.cli.output import print_json, progress_console, result_console
+from neuroflux_fl.cli.threads import check_threads
 from neuroflux_fl.errors import StorageError, UsageError
 from neuroflux_fl.sizes import format_bytes, parse_bytes
 from neuroflux_fl.state_home import default_state_folder, keep_secret, locked, prepare_private_folder
@@ -93,8 +94,9 @@ def client(
     parse_address(server)
     if (bundle is None) != insecure:
         raise UsageError("Give either --bundle DIR (neuroflux-fl enroll makes one) or, for a trial, --insecure.")
-    if not 0 <= port <= 65535 or threads < 0:
-        raise UsageError(f"Port {port} or threads {threads} is not allowed: ports are 0 to 65535, threads 0 or more.")
+    if not 0 <= port <= 65535:
+        raise UsageError(f"Port {port} is not allowed: ports are 0 to 65535.")
+    check_threads(threads)
     share = _share(partition_id, partitions)
     gateways = gateway_addresses(telemetry, server, scraped=metrics_port is not None)
     wanted = None if budget is None else parse_bytes(budget)

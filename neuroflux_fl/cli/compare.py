@@ -18,6 +18,7 @@ from neuroflux_fl.cli.output import (
     print_json,
     warn_of_slow_precision,
 )
+from neuroflux_fl.cli.threads import check_threads
 from neuroflux_fl.errors import UsageError
 from neuroflux_fl.stop_request import interrupted_by_sigterm
 
@@ -108,12 +109,13 @@ def compare(
 
     if train and (dry_run or not data):
         raise UsageError("--train needs --data and cannot be had with --dry-run: train on data, or predict.")
-    for name, value, least in (
-        ("Seconds", seconds, 0.1), ("Repeats", repeats, 1), ("Threads", threads, 0), ("Minutes", minutes, 0),
-        ("Target", target, 0),
+    for name, value, least, most in (
+        ("Seconds", seconds, 0.1, 86_400), ("Repeats", repeats, 1, 1000), ("Minutes", minutes, 0, 100_000),
+        ("Target", target, 0, 1),
     ):  # fmt: skip
-        if value < least:
-            raise UsageError(f"{name} {value} is too small: give at least {least}.")
+        if not least <= value <= most:
+            raise UsageError(f"{name} {value} is not allowed: give {least} to {most}.")
+    check_threads(threads)
     if picture is not None:
         check_picture(picture)
     warn_of_slow_precision(precision)

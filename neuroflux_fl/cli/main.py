@@ -25,7 +25,7 @@ from neuroflux_fl.cli.server import server
 from neuroflux_fl.cli.simulate import simulate
 from neuroflux_fl.cli.train import train
 from neuroflux_fl.cli.watch import watch
-from neuroflux_fl.errors import NeurofluxError
+from neuroflux_fl.errors import BudgetError, NeurofluxError, StorageError
 
 _INTERRUPTED = 130
 
@@ -78,6 +78,12 @@ def main() -> None:
     except NeurofluxError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
+    except MemoryError:
+        print_error("The memory of this machine ran out: use fewer or smaller images, or a smaller budget.")
+        sys.exit(BudgetError.exit_code)
+    except OSError as error:
+        print_error(f"The system refused a file or the output: {error}. Free the disk, or write elsewhere.")
+        sys.exit(StorageError.exit_code)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:
             print_error("Interrupted.")  # Typer ends without a word

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -36,7 +37,7 @@ def warn_of_slow_precision(precision: str) -> None:
 
 def print_json(value: Any) -> None:
     """The one JSON document of a command."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    print(json.dumps(value, indent=2), flush=True)
 
 
 def make_progress() -> Progress:
@@ -56,8 +57,11 @@ def make_progress() -> Progress:
 
 def log_progress(text: str) -> None:
     """A line on standard error, where that is not a terminal and ``make_progress`` draws nothing."""
-    if not progress_console.is_terminal:
-        progress_console.print(text, soft_wrap=True)
+    if progress_console.is_terminal or sys.stderr is None:
+        return
+    with suppress(OSError):  # a log that nobody reads any more, or a full disk, must not end a training
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def make_table(title: str, columns: list[str]) -> Table:

@@ -23,6 +23,7 @@ from neuroflux_fl.cli.output import (
     size_cell,
 )
 from neuroflux_fl.cli.run_options import configure
+from neuroflux_fl.cli.threads import check_threads
 from neuroflux_fl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -92,8 +93,9 @@ def simulate(
     if workers is None:
         cores = os.cpu_count() or 1
         workers = min(cores, devices) if cores > 1 and devices > 1 else 0
-    if workers < 0 or threads < 0:
-        raise UsageError(f"Workers {workers} and threads {threads} must not be negative.")
+    if workers < 0:
+        raise UsageError(f"Workers {workers} is negative: give 1 or more, or 0 to run all devices in this process.")
+    check_threads(threads)
     # Simulated fleets answer at once: they do not pause between polls.
     run_config = configure(flags, config, set_ or [], defaults={"poll-seconds": 0.0})
     if resume and out is None:

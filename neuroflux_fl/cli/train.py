@@ -21,6 +21,7 @@ from neuroflux_fl.cli.output import (
     warn_of_slow_precision,
 )
 from neuroflux_fl.cli.plan import method_plan, plan_fields, print_blocks
+from neuroflux_fl.cli.threads import check_threads
 from neuroflux_fl.output_folder import prepare_folder, write_text
 from neuroflux_fl.stop_request import interrupted_by_sigterm
 
@@ -96,6 +97,7 @@ def train(
     from neuroflux_fl.data import load_data, split_validation
     from neuroflux_fl.device_training import CacheSettings, DeviceData, DeviceTrainer
     from neuroflux_fl.errors import DataError, UsageError
+    from neuroflux_fl.exits import check_tolerance
     from neuroflux_fl.heads import HeadSettings
     from neuroflux_fl.local_network import build_network
     from neuroflux_fl.local_step import OptimizerSettings
@@ -108,10 +110,8 @@ def train(
     quota = parse_budget(cache_quota)
     if not 0 < validation_fraction < 1:
         raise UsageError(f"Validation fraction {validation_fraction} is not allowed: give a share between 0 and 1.")
-    if not 0 <= tolerance <= 1:
-        raise UsageError(f"Tolerance {tolerance} is not allowed: give a share of accuracy from 0 to 1.")
-    if threads < 0:
-        raise UsageError(f"Threads {threads} is not allowed: give 1 or more, or 0 to leave them alone.")
+    check_tolerance(tolerance)
+    check_threads(threads)
     if depth < 0 or (depth and method != "backprop"):
         raise UsageError(
             f"Depth {depth} with method {method!r} is not allowed: give 1 or more, with --method backprop."

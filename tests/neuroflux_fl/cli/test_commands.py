@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -25,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from neuroflux_fl import __version__, activation_cache, device_training
 from neuroflux_fl.cli import profiles
 from neuroflux_fl.cli.main import main
+from neuroflux_fl.cli.output import log_progress
 from neuroflux_fl.exits import load_exit
 from neuroflux_fl.plan import Block
 from neuroflux_fl.profiling import profile_network
@@ -392,6 +394,8 @@ MISTAKES: list[tuple[str, int, str, Callable[[Path], list[str]]]] = [
     ("plan --model vgg99", 2, "vgg99", nothing),
     ("plan --image 3x32", 2, "write for example 3x32x32", nothing),
     ("plan --image 0x32x32", 2, "write for example 3x32x32", nothing),
+    ("plan --image 99999999x99999999x999999", 2, "or one over 16384", nothing),
+    ("plan --classes 99999999999999999999999", 2, "2 to 1000000 classes", nothing),
     (f"{TRAIN} --model vgg99", 2, "vgg99", nothing),
     (f"{TRAIN} --budget 100KiB", 5, "Raise the budget to 2MiB", nothing),
     (f"{TRAIN} --epochs 0", 2, "Epochs 0 is too small", nothing),
@@ -399,6 +403,10 @@ MISTAKES: list[tuple[str, int, str, Callable[[Path], list[str]]]] = [
     (f"{TRAIN} --validation-fraction 1", 2, "Validation fraction 1.0", nothing),
     (f"{TRAIN} --maximum-batch -3", 2, "Maximum batch -3 is too small", nothing),
     (f"{TRAIN} --threads -1", 2, "Threads -1 is not allowed", nothing),
+    (f"{TRAIN} --threads 100000", 2, "Threads 100000 is not allowed", nothing),
+    (f"{TRAIN} --learning-rate inf", 2, "Learning rate inf is not positive and finite", nothing),
+    (f"{TRAIN} --similarity inf", 2, "Similarity inf is not allowed", nothing),
+    (f"{TRAIN} --image-side 99999999999", 4, "give 4096 at most", nothing),
     (f"{TRAIN} --train-limit 1", 4, "leaves 1 images to train on", nothing),
     (f"{TRAIN} --cache-precision float64", 2, "Cache precision 'float64'", nothing),
     (f"{TRAIN} --seed -1", 2, "-1", nothing),
@@ -421,7 +429,7 @@ MISTAKES: list[tuple[str, int, str, Callable[[Path], list[str]]]] = [
     (f"{FLEET} --partition shards --set require-all-classes=true", 4, "has no image of class", nothing),
     (f"{FLEET} --devices 100", 4, "too few for 100 devices", nothing),
     (f"{FLEET} --devices 0", 2, "at least 1 device", nothing),
-    (f"{FLEET} --workers -1", 2, "must not be negative", nothing),
+    (f"{FLEET} --workers -1", 2, "Workers -1 is negative", nothing),
     (f"{FLEET} --budgets lots", 2, "Size 'lots' is not a number of bytes", nothing),
     (f"{FLEET} --budgets 1MiB", 7, "None of 2 devices has the memory", nothing),
     (f"{FLEET} --budgets 1MiB --method backprop-fitting", 7, "memory for backpropagation", nothing),
@@ -446,6 +454,47 @@ def test_mistake_is_one_line_and_leaves_nothing(
     # A fleet that has been asked and cannot go on leaves word why; anything else leaves nothing.
     left = {path.name for path in out.iterdir()} if out.exists() else set()
     assert left == ({"setting.json", "status.json"} if code == 7 else set())
+
+
+@pytest.mark.parametrize("json_", [["--json"], []])
+def test_output_that_cannot_be_written_is_told(
+    command: Command, monkeypatch: pytest.MonkeyPatch, json_: list[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+
+        result = command(*PLAN.split(), "--budget", "none", *json_)
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+
+    assert result.code == 6
+    assert "No space left on device" in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_log_that_is_closed_does_not_end_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    closed = open(writing, "w")  # noqa: SIM115 (closing it fails)
+    monkeypatch.setattr(sys, "stderr", closed)
+    log_progress("units 0-2, pass 1/8")
+    monkeypatch.setattr(sys, "stderr", None)
+    log_progress("units 0-2, pass 2/8")
+    with pytest.raises(BrokenPipeError):
+        closed.close()
+
+
+def test_memory_that_runs_out_outside_training_is_told(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("neuroflux_fl.data.load_data", run_out)
+
+    result = command("train", *SMALL_TRAIN)
+
+    assert (result.code, result.err.count("\n")) == (5, 1)
+    assert "memory of this machine ran out" in result.err
 
 
 def test_resume_needs_a_folder(command: Command) -> None:
