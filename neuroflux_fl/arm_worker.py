@@ -202,8 +202,9 @@ def _stop(*_signal: object) -> None:
 
 
 def _serve() -> None:
-    """Answer until the input ends. Ctrl-C is the parent's to act upon."""
+    """Answer until the input ends. Ctrl-C and a closed terminal are the parent's to act upon."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     served: _Served | None = None
     for line in sys.stdin:

@@ -21,10 +21,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in self._SIGNALS:
-            # A process started by nohup ignores SIGHUP, and must go on doing so.
-            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue
-            self._before[number] = signal.signal(number, self._note)
+            if not _is_ignored_hangup(number):
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -37,11 +35,21 @@ class StopRequest:
 
 
 @contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt while the block lasts, so that what is finished is kept and what is open is
-    closed. Main thread only."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt while the block lasts, as Ctrl-C does: what is finished can be kept,
+    and what is open is closed. Main thread only."""
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if not _is_ignored_hangup(number)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_ignored_hangup(number: signal.Signals) -> bool:
+    """A process started by nohup ignores SIGHUP, and must go on doing so."""
+    return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN

@@ -20,7 +20,7 @@ from neuroflux_fl.cli.output import (
 )
 from neuroflux_fl.cli.threads import check_threads
 from neuroflux_fl.errors import UsageError
-from neuroflux_fl.stop_request import interrupted_by_sigterm
+from neuroflux_fl.stop_request import interrupted_by_signals
 
 if TYPE_CHECKING:
     from neuroflux_fl.arm_worker import DataRequest
@@ -93,7 +93,7 @@ def compare(
     optimizer, allocator and images, and says so where it does not fit.
 
     Speed includes cache traffic and evaluation. Tuning is shown beside it, and is part of every time of --train.
-    Ctrl-C and SIGTERM end a comparison; it then shows the methods that it has finished.
+    Ctrl-C, SIGTERM and SIGHUP end a comparison; it then shows the methods that it has finished.
 
     Example: neuroflux-fl compare --model vgg11 --budgets smallest,64MiB --seconds 5
     """
@@ -149,7 +149,7 @@ def compare(
     compared: dict[str, dict[str, Any]] = {}
     complete = False
     try:
-        with interrupted_by_sigterm():
+        with interrupted_by_signals():
             for name in _split(model):
                 setting = ArmSetting(
                     model=name, image_shape=shape, classes=classes, width=width, norm=norm, head=heads,

@@ -23,7 +23,7 @@ from neuroflux_fl.cli.output import (
 from neuroflux_fl.cli.plan import method_plan, plan_fields, print_blocks
 from neuroflux_fl.cli.threads import check_threads
 from neuroflux_fl.output_folder import prepare_folder, write_text
-from neuroflux_fl.stop_request import interrupted_by_sigterm
+from neuroflux_fl.stop_request import interrupted_by_signals
 
 if TYPE_CHECKING:
     from neuroflux_fl.block_training import BlockResult
@@ -83,8 +83,8 @@ def train(
     """Train on this device alone, block after block, inside a memory budget.
 
     Shows the plan with the peak that each block really held, every exit's accuracy and size, and where the time went.
-    The test images are used only for the figures; the exit is chosen on validation images. Ctrl-C and SIGTERM end
-    training; the blocks that are finished make an exit all the same.
+    The test images are used only for the figures; the exit is chosen on validation images. Ctrl-C, SIGTERM
+    and SIGHUP end training; the blocks that are finished make an exit all the same.
 
     Example: neuroflux-fl train --model vgg11 --width 0.5 --data digits --budget 24MiB --epochs 6 --out runs/one
     """
@@ -172,7 +172,7 @@ def train(
     )
     plan = method_plan(made, budget_bytes, settings, method)
     profile_seconds = time.perf_counter() - profiling
-    with interrupted_by_sigterm(), tempfile.TemporaryDirectory(prefix="neuroflux-train-", dir=out) as folder:
+    with interrupted_by_signals(), tempfile.TemporaryDirectory(prefix="neuroflux-train-", dir=out) as folder:
         store = UnitStore(Path(folder) / "weights", network)
         store.initialise(seed)
         trainer = DeviceTrainer(

@@ -546,9 +546,9 @@ def test_interrupt_has_its_own_code(command: Command, monkeypatch: pytest.Monkey
     assert (result.code, result.err) == (130, "Error: Interrupted.\n")
 
 
-@pytest.mark.parametrize("during", ["train_block", "train_inner_heads"])
+@pytest.mark.parametrize(("during", "number"), [("train_block", signal.SIGTERM), ("train_inner_heads", signal.SIGHUP)])
 def test_interrupted_training_keeps_the_blocks_it_has_finished(
-    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, during: str
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, during: str, number: signal.Signals
 ) -> None:
     blocks: list[Block] = []
     work = getattr(device_training, during)
@@ -556,11 +556,11 @@ def test_interrupted_training_keeps_the_blocks_it_has_finished(
     def work_or_end(store: UnitStore, block: Block, *arguments: Any, **options: Any) -> Any:
         blocks.append(block)
         if len(blocks) == (2 if during == "train_block" else 1):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return work(store, block, *arguments, **options)
 
     monkeypatch.setattr(device_training, during, work_or_end)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
 
     result = command(
         "train", *SMALL_TRAIN, "--budget", "2MiB", "--maximum-batch", "8", "--out", str(tmp_path), "--json"
@@ -574,7 +574,7 @@ def test_interrupted_training_keeps_the_blocks_it_has_finished(
     assert [row["unit"] for row in result.json["exits"]][-1] == first.last_unit
     assert load_exit(tmp_path / "exit")(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exit", "run.json"]
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.slow
