@@ -20,6 +20,9 @@ OnResult = Callable[["ArmResult"], None]
 """Called with what an arm came to, as soon as it is known: a comparison that is cut short keeps that."""
 
 
+_LARGEST_FACTOR = 1000
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """A limit, and how it was asked for."""
@@ -80,8 +83,8 @@ def read_budget(text: str, smallest_bytes: int) -> Budget:
             factor = float(asked[:-1])
         except ValueError:
             factor = -1.0
-        if not 0 < factor < float("inf"):
-            raise UsageError(f"Budget {text!r} is no factor of the smallest: write for example 1.2x.")
+        if not 0 < factor <= _LARGEST_FACTOR:
+            raise UsageError(f"Budget {text!r} is no factor of the smallest up to {_LARGEST_FACTOR}: write 1.2x.")
     size = parse_bytes(text) if factor is None else -(-int(smallest_bytes * factor) // MIB) * MIB
     return Budget(asked=asked, bytes=size)
 

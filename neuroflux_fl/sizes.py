@@ -11,6 +11,8 @@ MIB = 1024**2
 GIB = 1024**3
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": KIB, "MIB": MIB, "GIB": GIB}
+_LARGEST_SIZE = 2.0**60
+"""An exbibyte: beyond, sizes are mistakes, and overflow."""
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -25,7 +27,7 @@ def parse_bytes(text: str) -> int:
     if match is None or unit not in _UNITS:
         raise UsageError(f"Size {text!r} is not a number of bytes: write for example 64MiB, 1.5GiB or 200MB.")
     size = float(match.group(1)) * _UNITS[unit]
-    if size == float("inf"):
+    if size > _LARGEST_SIZE:
         raise UsageError(f"Size {text[:20]!r}... is too large: give for example 64MiB.")
     if size < 1:
         raise UsageError(f"Size {text!r} is below one byte: give a positive size, for example 64MiB.")

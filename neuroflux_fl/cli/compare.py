@@ -20,6 +20,7 @@ from neuroflux_fl.cli.output import (
 )
 from neuroflux_fl.cli.threads import check_threads
 from neuroflux_fl.errors import UsageError
+from neuroflux_fl.sizes import MIB
 from neuroflux_fl.stop_request import interrupted_by_signals
 
 if TYPE_CHECKING:
@@ -103,8 +104,9 @@ def compare(
     from neuroflux_fl.arm_worker import DataRequest
     from neuroflux_fl.arms import ARMS, ArmSetting
     from neuroflux_fl.cli.compare_picture import check_picture
-    from neuroflux_fl.comparison import Work
+    from neuroflux_fl.comparison import Work, read_budget
     from neuroflux_fl.heads import HeadSettings
+    from neuroflux_fl.models import build_chain
     from neuroflux_fl.planning import PlannerSettings
 
     if train and (dry_run or not data):
@@ -146,6 +148,10 @@ def compare(
     )
     heads = HeadSettings(kind=head, rule=head_rule, filters=head_filters)
     arms = list(ARMS) if methods == "all" else _split(methods)
+    for name in _split(model):  # before the first of them is run
+        build_chain(name, image_shape=shape, classes=classes, norm=norm, width=width)
+    for text in _split(budgets):
+        read_budget(text, MIB)
     compared: dict[str, dict[str, Any]] = {}
     complete = False
     try:
