@@ -113,7 +113,7 @@ def compare(
         raise UsageError("--train needs --data and cannot be had with --dry-run: train on data, or predict.")
     for name, value, least, most in (
         ("Seconds", seconds, 0.1, 86_400), ("Repeats", repeats, 1, 1000), ("Minutes", minutes, 0, 100_000),
-        ("Target", target, 0, 1),
+        ("Target", target, 0, 1), ("Seed", seed, 0, 2**63 - 1),
     ):  # fmt: skip
         if not least <= value <= most:
             raise UsageError(f"{name} {value} is not allowed: give {least} to {most}.")

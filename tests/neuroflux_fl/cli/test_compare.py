@@ -257,6 +257,7 @@ def test_interrupted_comparison_shows_the_methods_it_has_finished(
         (["--seconds", "0"], 2, "Seconds 0.0 is not allowed: give 0.1 to 86400."),
         (["--minutes", "nan"], 2, "Minutes nan is not allowed"),
         (["--threads", "-1"], 2, "Threads -1 is not allowed"),
+        (["--seed", "-1"], 2, "Seed -1 is not allowed"),
         (["--train", "--data", "digits", "--epochs", "0"], 2, "Epochs 0 is too small"),
         (["--train", "--data", "digits", "--tolerance", "nan"], 2, "Tolerance nan is not allowed"),
         (["--train"], 2, "--train needs --data"),
