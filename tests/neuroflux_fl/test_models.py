@@ -121,7 +121,7 @@ def test_width_scales_channels_in_steps_of_eight() -> None:
         ("restnet18", {}, "Did you mean 'resnet18'"),
         ("resnet18", {"width": 0.5}, "only VGG models"),
         ("vgg16", {"norm": "layer"}, "Norm 'layer' is unknown"),
-        ("vgg16", {"classes": 1}, "at least 2 classes"),
+        ("vgg16", {"classes": 1}, "2 to 1000000 classes"),
         ("vgg16", {"width": 9.0}, "between 0.05 and 4"),
         ("vgg16", {"image_shape": (3, 0, 8)}, "empty side"),
         ("vgg16", {"image_shape": (3, 16, 16)}, "Use larger images|image size"),
