@@ -170,7 +170,8 @@ class DeviceTrainer:
         for block in plan.blocks:
             if deadline is not None and time.monotonic() > deadline:
                 return TrainingResult(blocks=tuple(results), forward_peak_bytes=forward_peak, deadline_reached=True)
-            views = {epoch % settings.views for epoch in range(first_epoch, first_epoch + settings.epochs)}
+            passes = min(settings.epochs, settings.views)  # later ones come round to the same views
+            views = {epoch % settings.views for epoch in range(first_epoch, first_epoch + passes)}
             inputs, validation, peak = self._advance(
                 start, block.first_unit, keep=known, views=views, scored=settings.patience is not None
             )

@@ -218,12 +218,14 @@ def _show(
 ) -> None:
     from neuroflux_fl.cli.compare_picture import write_picture
 
-    if json:
-        print_json({"complete": complete, "comparisons": compared})
-    else:
-        print_comparisons(compared, target=target)
-    if picture is not None:
-        write_picture(picture, compared)
+    try:
+        if json:
+            print_json({"complete": complete, "comparisons": compared})
+        else:
+            print_comparisons(compared, target=target)
+    finally:  # neither fails for the other's sake
+        if picture is not None:
+            write_picture(picture, compared)
 
 
 def _shape_of(request: DataRequest) -> tuple[tuple[int, int, int], int]:

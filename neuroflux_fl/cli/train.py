@@ -23,7 +23,7 @@ from neuroflux_fl.cli.output import (
 from neuroflux_fl.cli.plan import method_plan, plan_fields, print_blocks
 from neuroflux_fl.cli.threads import check_threads
 from neuroflux_fl.output_folder import prepare_folder, write_text
-from neuroflux_fl.stop_request import interrupted_by_signals
+from neuroflux_fl.stop_request import StopRequest, interrupted_by_signals
 
 if TYPE_CHECKING:
     from neuroflux_fl.block_training import BlockResult
@@ -187,18 +187,19 @@ def train(
         )
         trainer.stopwatch.add("profile", profile_seconds)
         result, interrupted = _run(trainer, plan, epochs)
-        summary = _summarise(trainer, plan, result, images.test, tolerance)
-        summary = {
-            "model": model, "data": images.name, "method": method, "seed": seed, "budget_bytes": budget_bytes,
-            "interrupted": interrupted, **summary, "total_seconds": time.perf_counter() - started,
-        }  # fmt: skip
-        if out is not None:
-            _save(out, trainer, summary, width=width, class_names=images.class_names)
+        with StopRequest() as stop:  # what is trained is saved first, also where somebody asks twice
+            summary = _summarise(trainer, plan, result, images.test, tolerance)
+            summary = {
+                "model": model, "data": images.name, "method": method, "seed": seed, "budget_bytes": budget_bytes,
+                "interrupted": interrupted, **summary, "total_seconds": time.perf_counter() - started,
+            }  # fmt: skip
+            if out is not None:
+                _save(out, trainer, summary, width=width, class_names=images.class_names)
     if json:
         print_json(summary)
     else:
         _print(summary)
-    if interrupted:
+    if interrupted or stop.received is not None:
         raise KeyboardInterrupt
 
 

@@ -27,6 +27,7 @@ from neuroflux_fl import __version__, activation_cache, device_training
 from neuroflux_fl.cli import profiles
 from neuroflux_fl.cli.main import main
 from neuroflux_fl.cli.output import log_progress
+from neuroflux_fl.evaluation import score_exits
 from neuroflux_fl.exits import load_exit
 from neuroflux_fl.plan import Block
 from neuroflux_fl.profiling import profile_network
@@ -575,6 +576,22 @@ def test_interrupted_training_keeps_the_blocks_it_has_finished(
     assert load_exit(tmp_path / "exit")(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exit", "run.json"]
     assert signal.getsignal(number) is before
+
+
+def test_training_that_is_interrupted_while_it_is_scored_is_saved(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def score_and_ask_to_end(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return score_exits(*arguments, **options)
+
+    monkeypatch.setattr(device_training, "score_exits", score_and_ask_to_end)
+
+    result = command("train", *SMALL_TRAIN, "--maximum-batch", "8", "--out", str(tmp_path), "--json")
+
+    assert result.code == 130
+    assert not result.json["interrupted"], "all of it is trained"
+    assert load_exit(tmp_path / "exit")(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
 
 
 @pytest.mark.slow
