@@ -6,9 +6,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -93,13 +92,12 @@ class Schedule:
         self.train_settings()
         check_tolerance(self.tolerance)
 
-    def train_settings(self, **others: Any) -> TrainSettings:
-        """What of it every training needs to know; ``others`` are the rest of the settings, or stand instead."""
-        own = {
-            "epochs": self.epochs, "patience": self.patience, "depth_patience": self.depth_patience,
-            "head_passes": self.head_passes, "views": self.views,
-        }  # fmt: skip
-        return TrainSettings(**{**own, **others})
+    def train_settings(self) -> TrainSettings:
+        """What of it a training needs to know; the rest as it is by default."""
+        return TrainSettings(
+            epochs=self.epochs, patience=self.patience, depth_patience=self.depth_patience,
+            head_passes=self.head_passes, views=self.views,
+        )  # fmt: skip
 
 
 def time_pass(arm: Arm, tuned: TunedArm, seconds: float, *, seed: int, device: torch.device) -> TimedPass:
@@ -164,8 +162,8 @@ def train_arm(
     if schedule.minutes is not None:
         epoch_seconds = len(data.train) * sum(block.predicted_seconds_per_sample for block in tuned.plan.blocks)
         epochs = max(1, round((60 * schedule.minutes - tuned.tuning_seconds) / epoch_seconds))
-    settings = schedule.train_settings(
-        epochs=epochs, head_passes=schedule.head_passes if arm.name == NEUROFLUX else 0,
+    settings = replace(
+        schedule.train_settings(), epochs=epochs, head_passes=schedule.head_passes if arm.name == NEUROFLUX else 0,
         optimizer=arm.optimizer, compute=tuned.compute, seed=seed,
     )  # fmt: skip
     with open_trainer(arm, tuned, data, settings, device) as trainer:

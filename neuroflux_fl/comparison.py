@@ -19,7 +19,6 @@ Tell = Callable[[str, int], None]
 OnResult = Callable[["ArmResult"], None]
 """Called with what an arm came to, as soon as it is known: a comparison that is cut short keeps that."""
 
-
 _LARGEST_FACTOR = 1000
 
 

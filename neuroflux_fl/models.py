@@ -21,7 +21,7 @@ MODEL_NAMES = (*_VGG_CONFIGS, *_RESNETS)
 NORMS = ("batch", "group")
 _MOST_CLASSES = 1_000_000
 _LONGEST_SIDE = 16_384
-"""Sizes of tensors beyond these overflow."""
+"""More are mistakes, and sizes of tensors that overflow."""
 
 
 def build_chain(

@@ -38,7 +38,8 @@ class PlannerSettings:
     ahead of it, and of all units at once, after short (docs/methods.md)."""
     useful_batch: int = 16
     """A window that does not fit at this batch size gets sliced updates; with reach 0, memory beyond what it needs is
-    spent on longer windows. ``batch_tolerance`` does not go below it: from a few samples batch norm learns badly."""
+    spent on longer windows. ``batch_tolerance`` does not go below it where the fastest
+    batch is not smaller: from a few samples batch norm learns badly."""
     rho: float = 0.4
     """Only for ``threshold``: units merge while their batch sizes differ by at most this share."""
     minimum_batch: int = 2

@@ -148,21 +148,23 @@ def compare(
     )
     heads = HeadSettings(kind=head, rule=head_rule, filters=head_filters)
     arms = list(ARMS) if methods == "all" else _split(methods)
-    for name in _split(model):  # before the first of them is run
+    models, asked = _split(model), _split(budgets)
+    # All of them before the first is run; what the smallest budget is does not matter yet.
+    for name in models:
         build_chain(name, image_shape=shape, classes=classes, norm=norm, width=width)
-    for text in _split(budgets):
+    for text in asked:
         read_budget(text, MIB)
     compared: dict[str, dict[str, Any]] = {}
     complete = False
     try:
         with interrupted_by_signals():
-            for name in _split(model):
+            for name in models:
                 setting = ArmSetting(
                     model=name, image_shape=shape, classes=classes, width=width, norm=norm, head=heads,
                     planner=planner, precision=precision,
                 )  # fmt: skip
                 keep = partial(compared.__setitem__, name)
-                _compare(setting, arms, _split(budgets), work, keep, dry_run=dry_run)
+                _compare(setting, arms, asked, work, keep, dry_run=dry_run)
             complete = True
     finally:  # what was measured before an end that nobody wanted took long, and is as true as the rest
         if compared:

@@ -20,7 +20,7 @@ result_console = Console(highlight=False)
 
 def print_error(message: str) -> None:
     """One line on standard error, never wrapped."""
-    sys.stderr.write("Error: " + " ".join(message.split()) + "\n")
+    _write_line("Error: " + " ".join(message.split()))
 
 
 def warn_of_slow_precision(precision: str) -> None:
@@ -28,10 +28,9 @@ def warn_of_slow_precision(precision: str) -> None:
     from neuroflux_fl.compute import ComputeSettings
 
     if ComputeSettings(precision=precision).emulated:
-        progress_console.print(
+        _write_line(
             f"Note: this processor has no arithmetic for {precision} and emulates it, some ten times as slowly as "
-            "float32. Choose --precision float32.",
-            soft_wrap=True,
+            "float32. Choose --precision float32."
         )
 
 
@@ -57,11 +56,17 @@ def make_progress() -> Progress:
 
 def log_progress(text: str) -> None:
     """A line on standard error, where that is not a terminal and ``make_progress`` draws nothing."""
-    if progress_console.is_terminal or sys.stderr is None:
-        return
-    with suppress(OSError):  # a log that nobody reads any more, or a full disk, must not end a training
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+    if not progress_console.is_terminal:
+        _write_line(text)
+
+
+def _write_line(text: str) -> None:
+    """On standard error. A log that nobody reads any more, or a full disk, must neither end a training nor change an
+    exit code."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
 
 
 def make_table(title: str, columns: list[str]) -> Table:

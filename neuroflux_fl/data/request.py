@@ -12,7 +12,7 @@ from neuroflux_fl.data.resize import resize
 from neuroflux_fl.data.subset import stratified_sample
 from neuroflux_fl.errors import DataError
 
-LONGEST_SIDE = 4096
+_LONGEST_SIDE = 4096
 """Pixels that images may be resized to: beyond, not even a small data set fits into memory."""
 
 
@@ -39,8 +39,8 @@ class Request:
         ):
             if value is not None and value < 1:
                 raise DataError(f"The {what} is {value}: give 1 or more, or leave it out.")
-        if self.image_side is not None and self.image_side > LONGEST_SIDE:
-            raise DataError(f"The image side is {self.image_side}: give {LONGEST_SIDE} at most, or leave it out.")
+        if self.image_side is not None and self.image_side > _LONGEST_SIDE:
+            raise DataError(f"The image side is {self.image_side}: give {_LONGEST_SIDE} at most, or leave it out.")
 
     def choose_train(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indices of the train examples to keep, sorted."""

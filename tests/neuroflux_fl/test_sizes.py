@@ -16,7 +16,9 @@ def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "MiB", "64 miles", "-3MiB", "1e9", "0", "0.2B", "٣B", "2000000000GiB", "9" * 400])
+@pytest.mark.parametrize(
+    "text", ["", "MiB", "64 miles", "-3MiB", "1e9", "0", "0.2B", "٣MiB", "2000000000GiB", "9" * 400]
+)
 def test_what_is_no_positive_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="64MiB"):
         parse_bytes(text)

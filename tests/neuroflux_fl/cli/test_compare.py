@@ -263,6 +263,7 @@ def test_interrupted_comparison_shows_the_methods_it_has_finished(
         (["--train"], 2, "--train needs --data"),
         (["--train", "--data", "no-such-data"], 4, "neither a known name"),
         (["--picture", "speed.pdf"], 2, "end its name in .svg or .png"),
+        (["--model", "vgg99"], 2, "Model 'vgg99' is unknown"),
         (["--model", "vgg11,vgg99"], 2, "Model 'vgg99' is unknown"),
         (["--budgets", "64MiB,1e300x"], 2, "no factor of the smallest up to 1000"),
     ],
