@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -27,6 +28,7 @@ QUICK = Pace(
     tick=0.02, agent=0.1, agent_timeout=0.1, agent_patience=0.3, agent_start=0.6, probe_after=0.1, probe=0.1,
     backoff=Backoff(first_seconds=0.02, largest_seconds=0.05),
 )  # fmt: skip
+Value = TypeVar("Value")
 FOREVER = "import time; time.sleep(600)"
 JOINED = f"print('SuperNode ID: 7', flush=True); {FOREVER}"
 AT_WORK = f"import subprocess; subprocess.Popen(['sleep', '600']); {FOREVER}"
@@ -61,17 +63,19 @@ class Client:
     thread: threading.Thread
     state: ClientState
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
+    def wait_for(self, condition: Callable[[], Value | None], seconds: float = 20.0) -> Value:
         deadline = time.monotonic() + seconds
-        while not condition():
+        while not (value := condition()):
             assert time.monotonic() < deadline, self.watcher.notes
             assert self.thread.is_alive()
             time.sleep(0.01)
+        return value
 
     def noted(self, text: str) -> bool:
         return any(text in note for note in self.watcher.notes)
 
     def pid(self, marker: str) -> int | None:
+        """None also while it is in the midst of an exec, when a process has no command line for a moment."""
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 if f"{marker} {self.state.root}" in path.read_bytes().replace(b"\0", b" ").decode():
@@ -81,9 +85,7 @@ class Client:
         return None
 
     def kill(self, marker: str) -> None:
-        self.wait_for(lambda: self.pid(marker))
-        pid = self.pid(marker)
-        assert pid is not None
+        pid = self.wait_for(lambda: self.pid(marker))
         os.kill(pid, signal.SIGKILL)
         self.wait_for(lambda: self.pid(marker) not in (None, pid))
 
@@ -169,7 +171,7 @@ def test_a_task_runner_that_is_killed_is_replaced(make_client: MakeClient) -> No
 def test_a_task_runner_that_is_killed_at_work_takes_the_supernode_along(make_client: MakeClient) -> None:
     client = make_client(superexec=AT_WORK)
     client.wait_for(lambda: client.supervisor._app_at_work)
-    node = client.pid("supernode")
+    node = client.wait_for(lambda: client.pid("supernode"))
 
     client.kill("superexec")
 
@@ -179,8 +181,7 @@ def test_a_task_runner_that_is_killed_at_work_takes_the_supernode_along(make_cli
 
 def test_a_supernode_that_is_killed_takes_its_task_runner_along(make_client: MakeClient) -> None:
     client = make_client()
-    client.wait_for(lambda: client.pid("superexec"))
-    runner = client.pid("superexec")
+    runner = client.wait_for(lambda: client.pid("superexec"))
 
     client.kill("supernode")
 
