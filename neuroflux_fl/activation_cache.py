@@ -76,7 +76,8 @@ class ActivationCache:
     """A folder of cached activations with a quota.
 
     An entry is a folder, written under a temporary name and renamed: it is whole or absent. Where quota or disk do
-    not suffice, ``write`` gives None, and the caller recomputes.
+    not suffice, ``write`` gives None, and the caller recomputes. ``reserve_bytes`` of the disk stay free: a cache can
+    be computed again, and the weights that are written beside it cannot.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class ActivationCache:
         folder: Path,
         *,
         quota_bytes: int | None = None,
+        reserve_bytes: int = 0,
         precision: str = "float16",
         monitor: TrainingMonitor | None = None,
     ) -> None:
@@ -91,6 +93,7 @@ class ActivationCache:
             raise UsageError(f"Cache precision {precision!r} is unknown: choose one of {', '.join(PRECISIONS)}.")
         self._folder = folder
         self._quota_bytes = quota_bytes
+        self._reserve_bytes = reserve_bytes
         self._precision = precision
         self._monitor = monitor or TrainingMonitor()
         self.hits = 0
@@ -133,6 +136,8 @@ class ActivationCache:
             return None
         try:
             temporary.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(temporary).free < entry.total_bytes + self._reserve_bytes:
+                raise OSError(f"too little space is free beside {self._reserve_bytes} bytes for weights")
             with (temporary / _VALUES).open("wb") as file:
                 for piece in pieces:
                     file.write(_as_stored(piece, dtype).data)

@@ -24,6 +24,7 @@ _REFUSALS = (
     "not enough memory",
     # oneDNN, whose kernels say no more when they cannot have their workspace
     "could not execute a primitive",
+    "could not create a primitive",
     "could not create a memory object",
     # CUDA's libraries, when they start in what a full GPU has left
     "CUDNN_STATUS_ALLOC_FAILED",

@@ -100,8 +100,13 @@ class DeviceTrainer:
         self.store = store
         self.data = data
         self.monitor = monitor or TrainingMonitor()
+        stored = [4 * network.layout(unit).size_with_head for unit in range(len(network))]
         self.cache = ActivationCache(
-            cache.folder, quota_bytes=cache.quota_bytes, precision=cache.precision, monitor=self.monitor
+            cache.folder,
+            quota_bytes=cache.quota_bytes,
+            reserve_bytes=max(stored) + sum(stored),  # a unit that is replaced, and the exit that is made in the end
+            precision=cache.precision,
+            monitor=self.monitor,
         )
         self.settings = settings
         self.planner = planner

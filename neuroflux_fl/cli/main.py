@@ -37,8 +37,8 @@ app = typer.Typer(
     "For real devices: [bold]certs[/bold], [bold]server[/bold], [bold]enroll[/bold], and on each device "
     "[bold]client[/bold].\n\n"
     "[bold]watch[/bold] shows a run as it goes, [bold]report[/bold] makes a page of it.\n\n"
-    "Exit codes: 2 wrong option, 3 configuration, 4 data, 5 memory budget, 6 files and disks, 7 fleet, "
-    "8 missing package, 9 network message.",
+    "Exit codes: 0 done, 1 a fault of this program, 2 wrong option, 3 configuration, 4 data, 5 memory, "
+    "6 files and disks, 7 fleet, 8 missing package, 9 network message, 130 interrupted.",
     rich_markup_mode="rich",
     no_args_is_help=True,
     add_completion=False,
@@ -71,6 +71,14 @@ def _options(
     """Options of all commands."""
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    if "torch" not in sys.modules:  # which takes seconds to import
+        return isinstance(error, MemoryError)
+    from neuroflux_fl.device_memory import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and an exit code of its kind."""
     try:
@@ -78,7 +86,9 @@ def main() -> None:
     except NeurofluxError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         print_error("The memory of this machine ran out: use fewer or smaller images, or a smaller budget.")
         sys.exit(BudgetError.exit_code)
     except OSError as error:

@@ -20,7 +20,16 @@ result_console = Console(highlight=False)
 
 def print_error(message: str) -> None:
     """One line on standard error, never wrapped."""
-    _write_line("Error: " + " ".join(message.split()))
+    print_note("Error: " + " ".join(message.split()))
+
+
+def print_note(text: str) -> None:
+    """On standard error. A log that nobody reads any more, or a full disk, must neither end a training nor change an
+    exit code."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
 
 
 def warn_of_slow_precision(precision: str) -> None:
@@ -28,7 +37,7 @@ def warn_of_slow_precision(precision: str) -> None:
     from neuroflux_fl.compute import ComputeSettings
 
     if ComputeSettings(precision=precision).emulated:
-        _write_line(
+        print_note(
             f"Note: this processor has no arithmetic for {precision} and emulates it, some ten times as slowly as "
             "float32. Choose --precision float32."
         )
@@ -57,16 +66,7 @@ def make_progress() -> Progress:
 def log_progress(text: str) -> None:
     """A line on standard error, where that is not a terminal and ``make_progress`` draws nothing."""
     if not progress_console.is_terminal:
-        _write_line(text)
-
-
-def _write_line(text: str) -> None:
-    """On standard error. A log that nobody reads any more, or a full disk, must neither end a training nor change an
-    exit code."""
-    if sys.stderr is not None:
-        with suppress(OSError):
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+        print_note(text)
 
 
 def make_table(title: str, columns: list[str]) -> Table:

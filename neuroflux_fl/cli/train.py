@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from neuroflux_fl.cli.output import (
     percent_cell,
     print_exits,
     print_json,
+    print_note,
     result_console,
     size_cell,
     warn_of_slow_precision,
@@ -83,8 +85,8 @@ def train(
     """Train on this device alone, block after block, inside a memory budget.
 
     Shows the plan with the peak that each block really held, every exit's accuracy and size, and where the time went.
-    The test images are used only for the figures; the exit is chosen on validation images. Ctrl-C, SIGTERM
-    and SIGHUP end training; the blocks that are finished make an exit all the same.
+    The test images are used only for the figures; the exit is chosen on validation images. Where Ctrl-C, SIGTERM,
+    SIGHUP or an error ends training, the blocks that are finished make an exit all the same.
 
     Example: neuroflux-fl train --model vgg11 --width 0.5 --data digits --budget 24MiB --epochs 6 --out runs/one
     """
@@ -186,12 +188,12 @@ def train(
             device=torch.device("cpu"),
         )
         trainer.stopwatch.add("profile", profile_seconds)
-        result, interrupted = _run(trainer, plan, epochs)
+        result, ended = _run(trainer, plan, epochs)
         with StopRequest() as stop:  # what is trained is saved first, also where somebody asks twice
             summary = _summarise(trainer, plan, result, images.test, tolerance)
             summary = {
                 "model": model, "data": images.name, "method": method, "seed": seed, "budget_bytes": budget_bytes,
-                "interrupted": interrupted, **summary, "total_seconds": time.perf_counter() - started,
+                "interrupted": ended is not None, **summary, "total_seconds": time.perf_counter() - started,
             }  # fmt: skip
             if out is not None:
                 _save(out, trainer, summary, width=width, class_names=images.class_names)
@@ -199,17 +201,22 @@ def train(
         print_json(summary)
     else:
         _print(summary)
-    if interrupted or stop.received is not None:
-        raise KeyboardInterrupt
+    if ended is None and stop.received is not None:
+        ended = KeyboardInterrupt()
+    if ended is not None:
+        where = "only shown here: --out saves it" if out is None else f"in {out}"
+        print_note(f"Training ended early; what was finished is {where}.")
+        raise ended
 
 
-def _run(trainer: DeviceTrainer, plan: Plan, epochs: int) -> tuple[TrainingResult, bool]:
-    """What training came to, and whether it was interrupted: then that is the blocks finished before.
+def _run(trainer: DeviceTrainer, plan: Plan, epochs: int) -> tuple[TrainingResult, BaseException | None]:
+    """What training came to, and what ended it too early, if anything did: then that is the blocks finished before.
 
     Raises:
-        KeyboardInterrupt: it was, before any block was finished.
+        BaseException: that, before any block was finished.
     """
     from neuroflux_fl.device_training import TrainingResult
+    from neuroflux_fl.errors import StorageError
 
     finished: list[BlockResult] = []
     with make_progress() as progress:
@@ -223,12 +230,15 @@ def _run(trainer: DeviceTrainer, plan: Plan, epochs: int) -> tuple[TrainingResul
             log_progress(f"{units}, pass {epoch}/{epochs}: {reached}")
 
         try:
-            return trainer.train(plan, on_epoch=on_epoch, on_block=finished.append), False
-        except KeyboardInterrupt:
+            return trainer.train(plan, on_epoch=on_epoch, on_block=finished.append), None
+        except (KeyboardInterrupt, Exception) as error:
             if not finished:
                 raise
-    # Here, where the interrupted block's tensors are gone with the traceback.
-    return TrainingResult(blocks=tuple(finished), forward_peak_bytes=None, deadline_reached=False), True
+            traceback.clear_frames(error.__traceback__)  # the tensors of the block that was not finished
+            ended = error
+    if isinstance(ended, (StorageError, OSError)):
+        trainer.cache.keep_only(())  # room for the exit, where the disk is full
+    return TrainingResult(blocks=tuple(finished), forward_peak_bytes=None, deadline_reached=False), ended
 
 
 def _summarise(
@@ -299,7 +309,7 @@ def _print(summary: dict[str, Any]) -> None:
     print_exits(summary)
     if summary["left_out_units"]:
         left_out = summary["left_out_units"]
-        why = "training was interrupted" if summary["interrupted"] else "more depth no longer paid"
+        why = "training ended before them" if summary["interrupted"] else "more depth no longer paid"
         result_console.print(f"Units {left_out[0]} to {left_out[-1]} were left out: {why}.")
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in summary["seconds"].items())
     cache = summary["cache"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,6 +102,19 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     assert entry is None
     assert cache.refusals == [f"cannot write to {tmp_path}: No space left on device"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_weights_need_of_the_disk_stays_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = VALUES.numel() * 2
+    cache = ActivationCache(tmp_path, reserve_bytes=1000)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000 + size - 1))
+    assert write(cache, key()) is None
+    assert cache.refusals == [f"cannot write to {tmp_path}: too little space is free beside 1000 bytes for weights"]
+    assert list(tmp_path.iterdir()) == []
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000 + size))
+    assert write(cache, key()) is not None
 
 
 def test_interrupted_write_is_no_entry(tmp_path: Path) -> None:

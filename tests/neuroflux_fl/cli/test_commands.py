@@ -24,9 +24,11 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from neuroflux_fl import __version__, activation_cache, device_training
+from neuroflux_fl.activation_cache import ActivationCache
 from neuroflux_fl.cli import profiles
 from neuroflux_fl.cli.main import main
 from neuroflux_fl.cli.output import log_progress
+from neuroflux_fl.errors import StorageError
 from neuroflux_fl.evaluation import score_exits
 from neuroflux_fl.exits import load_exit
 from neuroflux_fl.plan import Block
@@ -486,9 +488,12 @@ def test_a_log_that_is_closed_does_not_end_a_training(monkeypatch: pytest.Monkey
         closed.close()
 
 
-def test_memory_that_runs_out_outside_training_is_told(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("could not create a primitive")])
+def test_memory_that_runs_out_outside_training_is_told(
+    command: Command, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def run_out(*_: object, **__: object) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr("neuroflux_fl.data.load_data", run_out)
 
@@ -569,13 +574,48 @@ def test_interrupted_training_keeps_the_blocks_it_has_finished(
 
     first = blocks[0]
     assert result.code == 130
-    assert result.err.splitlines()[1:] == ["Error: Interrupted."]
+    saved = f"Training ended early; what was finished is in {tmp_path}."
+    assert result.err.splitlines()[1:] == [saved, "Error: Interrupted."]
     assert result.json["interrupted"]
     assert result.json["left_out_units"] == list(range(first.last_unit + 1, 8))
     assert [row["unit"] for row in result.json["exits"]][-1] == first.last_unit
     assert load_exit(tmp_path / "exit")(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exit", "run.json"]
     assert signal.getsignal(number) is before
+
+
+def test_training_that_fails_keeps_the_blocks_it_has_finished(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blocks: list[Block] = []
+    caches: list[Path] = []
+    train_block, keep_only = device_training.train_block, ActivationCache.keep_only
+
+    def train_or_fail(store: UnitStore, block: Block, *arguments: Any, **options: Any) -> Any:
+        blocks.append(block)
+        if len(blocks) == 2:
+            caches.extend(store.folder.parent.glob("cache/*"))
+            raise StorageError("Cannot write weights: No space left on device.")
+        return train_block(store, block, *arguments, **options)
+
+    def keep_and_look(cache: ActivationCache, keys: Any) -> None:
+        keep_only(cache, keys)
+        assert caches
+        assert not any(path.exists() for path in caches), "their room is needed for the exit"
+        caches.clear()
+
+    monkeypatch.setattr(device_training, "train_block", train_or_fail)
+    monkeypatch.setattr(ActivationCache, "keep_only", keep_and_look)
+
+    result = command(
+        "train", *SMALL_TRAIN, "--budget", "2MiB", "--maximum-batch", "8", "--out", str(tmp_path), "--json"
+    )
+
+    assert result.code == 6
+    assert result.err.splitlines()[-1] == "Error: Cannot write weights: No space left on device."
+    assert not caches
+    assert [row["unit"] for row in result.json["exits"]][-1] == blocks[0].last_unit
+    assert load_exit(tmp_path / "exit")(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
 
 
 def test_training_that_is_interrupted_while_it_is_scored_is_saved(
