@@ -23,7 +23,7 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from neuroflux_fl import __version__, activation_cache, device_training
+from neuroflux_fl import __version__, activation_cache, block_training, device_training
 from neuroflux_fl.activation_cache import ActivationCache
 from neuroflux_fl.cli import profiles
 from neuroflux_fl.cli.main import main
@@ -589,7 +589,7 @@ def test_training_that_fails_keeps_the_blocks_it_has_finished(
 ) -> None:
     blocks: list[Block] = []
     caches: list[Path] = []
-    train_block, keep_only = device_training.train_block, ActivationCache.keep_only
+    train_block, keep_only = block_training.train_block, ActivationCache.keep_only
 
     def train_or_fail(store: UnitStore, block: Block, *arguments: Any, **options: Any) -> Any:
         blocks.append(block)
