@@ -18,11 +18,10 @@ from neuroflux_fl.memory_allocator import FreedMemory
 from neuroflux_fl.plan import Plan, Window
 from neuroflux_fl.planning import choose_batch, minimum_budget, plan_units
 from neuroflux_fl.profiling import measure_profile
+from neuroflux_fl.window_step import typical_seconds
 
 _FIRST_BATCH = 64
 """Layouts and checkpoints are compared at this batch or the largest that fits."""
-_TIMED_STEPS = 3
-_ENOUGH_SECONDS = 0.5
 _LAYOUT_ROUNDS = 3
 """Layouts differ by less than a machine's speed from one second to the next, so each is tried that often."""
 
@@ -134,14 +133,11 @@ class _Trial:
         freed = FreedMemory(self._budget_bytes, self.device.type)
         run = self._arm.step(window, compute, accumulates).timed(batch, self.device)
 
-        def least() -> float:
+        def warm() -> float:
             run()
-            seconds: list[float] = []
-            while len(seconds) < _TIMED_STEPS and sum(seconds) < _ENOUGH_SECONDS:
-                seconds.append(run())
-            return min(seconds)
+            return typical_seconds(run, at_least=1)
 
-        return run_keeping(freed, least)
+        return run_keeping(freed, warm)
 
 
 def _usable_layouts(

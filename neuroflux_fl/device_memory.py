@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,13 +19,13 @@ _Result = TypeVar("_Result")
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
+_TOO_MANY = 2**60
 _REFUSALS = (
     # torch's CPU allocator, where memory is mapped (Linux, macOS) and on Windows
     "can't allocate memory",
     "not enough memory",
     # oneDNN, whose kernels say no more when they cannot have their workspace
     "could not execute a primitive",
-    "could not create a primitive",
     "could not create a memory object",
     # CUDA's libraries, when they start in what a full GPU has left
     "CUDNN_STATUS_ALLOC_FAILED",
@@ -60,6 +61,7 @@ def warm_up_kernels() -> None:
     walk through it: 1 ms each instead of 150.
     """
     _warm_up_small_maps()
+    _warm_up_refusals()
     network = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.MaxPool2d(2),
         nn.Conv2d(16, 16, 3, padding=1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 4),
@@ -84,6 +86,16 @@ def _warm_up_small_maps() -> None:
         convolution = nn.Conv2d(128, 128, 3, padding=1).to(memory_format=layout)  # type: ignore[call-overload]
         images = torch.zeros(8, 128, 2, 2).to(memory_format=layout).requires_grad_()
         convolution(images).sum().backward()
+
+
+def _warm_up_refusals() -> None:
+    """The code that tells of memory that ran out is 4 MiB: the first block to need it would look too large."""
+    start = torch.zeros((), requires_grad=True)
+    middle = start.mul(1)
+    middle.register_hook(lambda _: torch.empty(_TOO_MANY, dtype=torch.uint8))  # type: ignore[no-untyped-call]
+    with suppress(RuntimeError):
+        middle.mul(1).backward()  # type: ignore[no-untyped-call]
+    forget_failed_backward()
 
 
 @dataclass(slots=True)
@@ -157,7 +169,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on a GPU or on a CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(refusal in str(error) for refusal in _REFUSALS)
+    if not isinstance(error, RuntimeError):
+        return False
+    # With "descriptor" after it, it is an operator that oneDNN does not have.
+    return any(refusal in str(error) for refusal in _REFUSALS) or str(error).endswith("could not create a primitive")
 
 
 def run_keeping(freed: FreedMemory, work: Callable[[], _Result]) -> _Result:

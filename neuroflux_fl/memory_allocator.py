@@ -11,6 +11,7 @@ import ctypes
 import ctypes.util
 import os
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -26,8 +27,10 @@ _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MAP_FROM_BYTES = 128 * 1024
 _THREAD_CACHE_BYTES = MIB
-_UNTOUCHED_BYTES = 2 * MIB
-"""tcmalloc counts what it has handed out or split for small objects; 3 to 6 MiB of that was never touched."""
+_ELSEWHERE_BYTES = 2 * MIB
+"""Of a limit, for what is not in the heap: just-in-time kernels."""
+_TABLES_AT_MOST_BYTES = 64 * MIB
+_PAGE_BYTES = 8 * 1024
 _RESERVED_BYTES = 512 * MIB
 """Addresses that the heap may grow into. For every 2 GiB of them tcmalloc has a table of 2 MiB, made when the heap
 first comes there; a block that happened to be the first to cross would hold 2 MiB that no plan counts."""
@@ -68,6 +71,7 @@ def return_freed_memory_at_once() -> bool:
         tcmalloc.set("tcmalloc.max_total_thread_cache_bytes", _THREAD_CACHE_BYTES)
         tcmalloc.give_back_at_once(True)
         tcmalloc.reserve(_RESERVED_BYTES)
+        tcmalloc.measure_tables()
         return True
     if not sys.platform.startswith("linux"):
         return False
@@ -112,7 +116,8 @@ class FreedMemory:
         tcmalloc = _tcmalloc()
         if tcmalloc is not None and tcmalloc.exact:
             self._tcmalloc = tcmalloc
-            self._limit_mib = (tcmalloc.held_bytes() + limit_bytes + _UNTOUCHED_BYTES) // MIB
+            counted = tcmalloc.held_bytes() + tcmalloc.tables_bytes
+            self._limit_mib = (counted + limit_bytes - _ELSEWHERE_BYTES) // MIB
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -154,6 +159,10 @@ class _Tcmalloc:
         self._library = library
         self.exact = False
         """Whether it was told to keep to budgets."""
+        self.tables_bytes = 0
+        """What a limit counts beside the heap: tcmalloc's own tables, mostly not touched."""
+        library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+        library.free.argtypes, library.free.restype = [ctypes.c_void_p], None
 
     def give_back_at_once(self, at_once: bool) -> None:
         """Or keep what is freed from now on."""
@@ -166,10 +175,22 @@ class _Tcmalloc:
 
     def reserve(self, size_bytes: int) -> None:
         """Let the heap have so many more addresses, none of them touched, where the kernel grants them."""
-        allocate, release = self._library.malloc, self._library.free
-        allocate.argtypes, allocate.restype = [ctypes.c_size_t], ctypes.c_void_p
-        release.argtypes, release.restype = [ctypes.c_void_p], None
-        release(allocate(size_bytes))
+        self._can_have(size_bytes)
+
+    def measure_tables(self) -> None:
+        """Find ``tables_bytes``, of which no property tells, by what can still be had under a generous limit."""
+        limit_mib = (self.held_bytes() + 2 * _TABLES_AT_MOST_BYTES) // MIB
+        self.set("tcmalloc.heap_limit_mb", limit_mib)
+        sizes = range(_TABLES_AT_MOST_BYTES, 2 * _TABLES_AT_MOST_BYTES, _PAGE_BYTES)
+        had = bisect_left(sizes, True, key=lambda size: not self._can_have(size)) - 1
+        self.set("tcmalloc.heap_limit_mb", 0)
+        if had >= 0:
+            self.tables_bytes = limit_mib * MIB - sizes[had] - self.held_bytes()
+
+    def _can_have(self, size_bytes: int) -> bool:
+        address = self._library.malloc(size_bytes)
+        self._library.free(address)
+        return address is not None
 
     def held_bytes(self) -> int:
         """Of the kernel: what was handed out, and what is free and was not given back."""

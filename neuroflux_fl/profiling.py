@@ -22,7 +22,7 @@ from neuroflux_fl.plan import Window
 from neuroflux_fl.sizes import MIB
 from neuroflux_fl.tracing import trace_step
 from neuroflux_fl.unit_chain import UnitChain, empty_copy
-from neuroflux_fl.window_step import WindowStep
+from neuroflux_fl.window_step import WindowStep, typical_seconds
 
 _TRACED_BATCHES = (4, 12)
 _NARROW_KERNEL_BYTES = 3 * MIB
@@ -315,7 +315,7 @@ def measure_window(
 def _run_real_steps(
     step: WindowStep, batch: int, device: torch.device, budget_bytes: int | None
 ) -> tuple[int | None, float]:
-    """Peak bytes of two steps that keep no freed memory, and the seconds of the faster of two that may.
+    """Peak bytes of two steps that keep no freed memory, and the typical seconds of steps that may.
 
     Without a budget no peak is too high, and none is measured.
     """
@@ -328,7 +328,7 @@ def _run_real_steps(
     if budget_bytes is not None:
         run()
         peak = meter.peak_bytes()
-    return peak, run_keeping(freed, lambda: min(run(), run()))
+    return peak, run_keeping(freed, lambda: typical_seconds(run, at_least=3))
 
 
 def _upper_envelope(lines: Iterable[Line]) -> tuple[Line, ...]:

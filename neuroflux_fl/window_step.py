@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from neuroflux_fl.local_network import LocalNetwork
 from neuroflux_fl.local_step import OptimizerSettings, add_gradients, make_optimizer, train_window
 from neuroflux_fl.plan import SLICED_BFLOAT16, Window
 from neuroflux_fl.unit_chain import ImageShape, empty_copy
+
+_MOST_RUNS = 9
+_ENOUGH_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,3 +93,12 @@ class WindowStep:
             return time.perf_counter() - started
 
         return run
+
+
+def typical_seconds(run: Callable[[], float], *, at_least: int) -> float:
+    """The median of so many runs, or of as many as half a second holds, at most nine: a machine's speed changes from
+    one step to the next."""
+    seconds: list[float] = []
+    while len(seconds) < at_least or (len(seconds) < _MOST_RUNS and sum(seconds) < _ENOUGH_SECONDS):
+        seconds.append(run())
+    return statistics.median(seconds)

@@ -92,6 +92,30 @@ print(json.dumps([exact, predicted, meter.peak_bytes()]))
 """
 
 
+REFUSE_TWICE = """
+import json
+import torch
+from neuroflux_fl.device_memory import PeakMeter, forget_failed_backward, warm_up_kernels
+from neuroflux_fl.memory_allocator import return_freed_memory_at_once
+
+def ask_for_too_much():
+    try:
+        torch.empty(2**60, dtype=torch.uint8)
+    except RuntimeError:
+        forget_failed_backward()
+
+exact = return_freed_memory_at_once()
+warm_up_kernels()
+peaks = []
+for _ in range(2):
+    meter = PeakMeter(torch.device("cpu"))
+    meter.start()
+    ask_for_too_much()
+    peaks.append(meter.peak_bytes())
+print(json.dumps([exact, *peaks]))
+"""
+
+
 @on_linux
 def test_the_meter_sees_an_allocation_and_forgets_the_one_before() -> None:
     meter = PeakMeter(CPU)
@@ -165,17 +189,31 @@ def test_a_block_holds_no_more_than_its_plan_predicts(tmp_path: Path, allocator:
 @on_linux
 def test_what_a_process_needs_once_is_not_taken_for_the_first_windows_memory() -> None:
     """128 channels on 2x2 have kernels of their own on processors with AVX2, 4 MiB of code and buffers."""
+    predicted, measured = _exact_peaks(MEASURE_FIRST_WINDOW)
+
+    assert measured <= predicted
+
+
+@on_linux
+def test_the_first_refusal_of_memory_takes_no_more_than_the_next() -> None:
+    first, second = _exact_peaks(REFUSE_TWICE)
+
+    assert first <= second + MIB
+
+
+def _exact_peaks(code: str) -> tuple[int, int]:
+    """What a process of its own found, without tcmalloc."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE_FIRST_WINDOW],
+        [sys.executable, "-c", code],
         cwd=ROOT, env=os.environ | {"NEUROFLUX_FL_ALLOCATOR": "system"}, capture_output=True, text=True, check=False,
         timeout=100,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
-    exact, predicted, measured = json.loads(done.stdout)
-    if not exact or measured is None:
+    exact, first, second = json.loads(done.stdout)
+    if not exact or None in (first, second):
         pytest.skip("this platform cannot measure exact peaks")
-    assert measured <= predicted
+    return first, second
 
 
 def test_which_errors_mean_that_memory_ran_out() -> None:
@@ -184,6 +222,7 @@ def test_which_errors_mean_that_memory_ran_out() -> None:
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
     assert is_out_of_memory(RuntimeError("could not execute a primitive"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
     assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor"))
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert not is_out_of_memory(ValueError("not enough memory"))
