@@ -65,7 +65,7 @@ class ArmWorker:
             text=True,
         )
         self._name = arm
-        self._send({"arm": arm, "setting": asdict(setting), "limited": limited, "threads": threads, "seed": seed})
+        self._start = {"arm": arm, "setting": asdict(setting), "limited": limited, "threads": threads, "seed": seed}
 
     def tune(self, budget_bytes: int | None) -> TunedArm | Refusal:
         """Choose how the arm runs under a budget, and keep that for what follows."""
@@ -88,6 +88,12 @@ class ArmWorker:
         return TrainedArm(curve=curve, **answer)
 
     def __enter__(self) -> ArmWorker:
+        """Wait until it is ready: it measures its machine's speed, beside which no other may start."""
+        try:
+            self._ask(self._start)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -212,6 +218,7 @@ def _serve() -> None:
         try:
             if served is None:
                 served = _Served(request)
+                _write(value=None)
             else:
                 _write(value=served.answer(request))
         except NeurofluxError as error:

@@ -29,6 +29,7 @@ from neuroflux_fl.training_monitor import TrainingMonitor
 from neuroflux_fl.unit_store import UnitStore
 
 _LATE_BYTES = 8 * MIB
+_MOST_VIEWS = 10_000
 HEAD_PASSES = 2
 """Enough for heads on frozen units, on a device that trains alone."""
 
@@ -67,6 +68,8 @@ class TrainSettings:
         ):
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value} is too small: give at least 1.")
+        if self.views > _MOST_VIEWS:
+            raise UsageError(f"Views {self.views} are too many: each is cached; give at most {_MOST_VIEWS}.")
         if self.head_passes < 0:
             raise UsageError(f"Head passes {self.head_passes} is negative: give 0 or more.")
         if not 0 <= self.warmup_share < 1 or not 0 <= self.final_rate_share <= 1:

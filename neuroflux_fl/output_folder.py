@@ -8,8 +8,8 @@ from pathlib import Path
 from neuroflux_fl.errors import StorageError
 
 
-def prepare_folder(folder: Path) -> None:
-    """Create the folder and try to write in it.
+def prepare_folder(folder: Path, option: str = "--out") -> None:
+    """Create the folder, which was given by ``option``, and try to write in it.
 
     Raises:
         StorageError: that is not possible.
@@ -20,7 +20,7 @@ def prepare_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise StorageError(
-            f"Folder {folder} cannot be written: {error.strerror}. Choose another with --out."
+            f"Folder {folder} cannot be written: {error.strerror}. Choose another with {option}."
         ) from error
 
 

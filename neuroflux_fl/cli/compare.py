@@ -12,11 +12,11 @@ import typer
 
 from neuroflux_fl.cli.compare_view import comparison_fields, print_comparisons
 from neuroflux_fl.cli.output import (
+    check_precision,
     log_progress,
     make_progress,
     parse_image_shape,
     print_json,
-    warn_of_slow_precision,
 )
 from neuroflux_fl.cli.threads import check_threads
 from neuroflux_fl.errors import UsageError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from neuroflux_fl.comparison import ArmResult, Work
 
 
+@interrupted_by_signals()
 def compare(
     model: Annotated[
         str, typer.Option(help="vgg11, vgg13, vgg16, vgg19, resnet18, resnet34; several with commas.")
@@ -120,7 +121,7 @@ def compare(
     check_threads(threads)
     if picture is not None:
         check_picture(picture)
-    warn_of_slow_precision(precision)
+    check_precision(precision)
     if threads:
         torch.set_num_threads(threads)
     request = DataRequest(
@@ -157,15 +158,14 @@ def compare(
     compared: dict[str, dict[str, Any]] = {}
     complete = False
     try:
-        with interrupted_by_signals():
-            for name in models:
-                setting = ArmSetting(
-                    model=name, image_shape=shape, classes=classes, width=width, norm=norm, head=heads,
-                    planner=planner, precision=precision,
-                )  # fmt: skip
-                keep = partial(compared.__setitem__, name)
-                _compare(setting, arms, asked, work, keep, dry_run=dry_run)
-            complete = True
+        for name in models:
+            setting = ArmSetting(
+                model=name, image_shape=shape, classes=classes, width=width, norm=norm, head=heads,
+                planner=planner, precision=precision,
+            )  # fmt: skip
+            keep = partial(compared.__setitem__, name)
+            _compare(setting, arms, asked, work, keep, dry_run=dry_run)
+        complete = True
     finally:  # what was measured before an end that nobody wanted took long, and is as true as the rest
         if compared:
             _show(list(compared.values()), picture, target or None, complete=complete, json=json)

@@ -35,7 +35,7 @@ def check_picture(path: Path) -> None:
     """Find out before any work is done whether the picture can be drawn.
 
     Raises:
-        UsageError: the name does not end in .svg or .png.
+        UsageError: the name does not end in .svg or .png, or is a folder's.
         DependencyError: matplotlib is not installed.
         StorageError: its folder cannot be written.
     """
@@ -45,7 +45,9 @@ def check_picture(path: Path) -> None:
         raise DependencyError(
             'A picture needs the package matplotlib, which is not installed: pip install "neuroflux-fl[report]".'
         )
-    prepare_folder(path.parent)
+    prepare_folder(path.parent, "--picture")
+    if path.is_dir():
+        raise UsageError(f"Picture {str(path)!r} is a folder: choose another name.")
 
 
 def write_picture(path: Path, compared: Sequence[dict[str, Any]]) -> None:

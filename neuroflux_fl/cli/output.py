@@ -32,11 +32,19 @@ def print_note(text: str) -> None:
             sys.stderr.flush()
 
 
-def warn_of_slow_precision(precision: str) -> None:
-    """A line on standard error where the processor, which the commands train on, has to emulate a precision."""
+def check_precision(precision: str) -> None:
+    """A line on standard error where the processor, which the commands train on, has to emulate a precision.
+
+    Raises:
+        UsageError: it is unknown, or not for processors.
+    """
+    import torch
+
     from neuroflux_fl.compute import ComputeSettings
 
-    if ComputeSettings(precision=precision).emulated:
+    compute = ComputeSettings(precision=precision)
+    compute.running(torch.device("cpu"))
+    if compute.emulated:
         print_note(
             f"Note: this processor has no arithmetic for {precision} and emulates it, some ten times as slowly as "
             "float32. Choose --precision float32."

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from neuroflux_fl.cli.output import (
+    check_precision,
     make_table,
     parse_budget,
     parse_image_shape,
@@ -15,7 +16,6 @@ from neuroflux_fl.cli.output import (
     progress_console,
     result_console,
     size_cell,
-    warn_of_slow_precision,
 )
 
 # Torch and what needs it are imported inside: --help and a wrong option should answer at once.
@@ -54,7 +54,7 @@ def plan(
     """
     budget_bytes = parse_budget(budget)
     shape = parse_image_shape(image)
-    warn_of_slow_precision(precision)
+    check_precision(precision)
     with progress_console.status("Tracing one training step of every unit..."):
         result = make_plan(
             model=model,

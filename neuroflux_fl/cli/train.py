@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 import traceback
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from neuroflux_fl.cli.output import (
+    check_precision,
     log_progress,
     make_progress,
     parse_budget,
@@ -20,7 +22,6 @@ from neuroflux_fl.cli.output import (
     print_note,
     result_console,
     size_cell,
-    warn_of_slow_precision,
 )
 from neuroflux_fl.cli.plan import method_plan, plan_fields, print_blocks
 from neuroflux_fl.cli.threads import check_threads
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from neuroflux_fl.plan import Plan
 
 
+@interrupted_by_signals()
 def train(
     model: Annotated[str, typer.Option(help="vgg11, vgg13, vgg16, vgg19, resnet18 or resnet34.")] = "vgg11",
     data: Annotated[
@@ -122,7 +124,7 @@ def train(
     if maximum_batch < smallest:
         raise UsageError(f"Maximum batch {maximum_batch} is too small: norm {norm!r} needs at least {smallest}.")
     compute = ComputeSettings(precision=precision, channels_last=channels_last)
-    warn_of_slow_precision(precision)
+    check_precision(precision)
     train_settings = TrainSettings(
         epochs=epochs,
         patience=patience,
@@ -174,7 +176,7 @@ def train(
     )
     plan = method_plan(made, budget_bytes, settings, method)
     profile_seconds = time.perf_counter() - profiling
-    with interrupted_by_signals(), tempfile.TemporaryDirectory(prefix="neuroflux-train-", dir=out) as folder:
+    with tempfile.TemporaryDirectory(prefix="neuroflux-train-", dir=out) as folder:
         store = UnitStore(Path(folder) / "weights", network)
         store.initialise(seed)
         trainer = DeviceTrainer(
@@ -189,6 +191,10 @@ def train(
         )
         trainer.stopwatch.add("profile", profile_seconds)
         result, ended = _run(trainer, plan, epochs)
+        for done in result.blocks:
+            if not math.isfinite(done.final_loss):
+                units = f"{done.block.first_unit} to {done.block.last_unit}"
+                print_note(f"Note: the loss of units {units} is no number any more: choose a smaller --learning-rate.")
         with StopRequest() as stop:  # what is trained is saved first, also where somebody asks twice
             summary = _summarise(trainer, plan, result, images.test, tolerance)
             summary = {

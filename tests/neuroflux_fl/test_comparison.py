@@ -94,6 +94,15 @@ def test_a_mistake_in_a_worker_is_the_callers() -> None:
             worker.train(DataRequest(name="no-such-data"), Schedule(), lambda _: None)
 
 
+def test_a_worker_has_started_before_the_next_one_does() -> None:
+    """Each measures how fast the machine is: six at once found it ten times as slow, and plans went by that."""
+    worker = ArmWorker("sgd", SETTING, limited=False, threads=1, seed=0)
+
+    with pytest.raises(UsageError, match="Method 'sgd' is unknown"), worker:
+        pytest.fail("it was not waited for")
+    assert worker._process.returncode is not None
+
+
 def test_a_worker_that_dies_is_reported() -> None:
     with ArmWorker("backprop", SETTING, limited=False, threads=1, seed=0) as worker:
         worker._process.kill()

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -412,6 +413,8 @@ MISTAKES: list[tuple[str, int, str, Callable[[Path], list[str]]]] = [
     (f"{TRAIN} --image-side 99999999999", 4, "give 4096 at most", nothing),
     (f"{TRAIN} --train-limit 1", 4, "leaves 1 images to train on", nothing),
     (f"{TRAIN} --cache-precision float64", 2, "Cache precision 'float64'", nothing),
+    (f"{TRAIN} --precision float16", 2, "Precision 'float16' is for GPUs", nothing),
+    (f"{TRAIN} --views 99999999999999999999", 2, "give at most 10000", nothing),
     (f"{TRAIN} --seed -1", 2, "-1", nothing),
     (TRAIN, 4, "has no class folders", empty_folder),
     (TRAIN, 4, "is not a readable Parquet file", corrupt_parquet),
@@ -541,9 +544,11 @@ def test_version_and_help(command: Command) -> None:
         assert "Example:" in command(name, "--help").out
 
 
-def test_interrupt_has_its_own_code(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_has_its_own_code(command: Command, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(10)
 
     monkeypatch.setattr("neuroflux_fl.data.load_data", interrupt)
 
@@ -616,6 +621,14 @@ def test_training_that_fails_keeps_the_blocks_it_has_finished(
     assert not caches
     assert [row["unit"] for row in result.json["exits"]][-1] == blocks[0].last_unit
     assert load_exit(tmp_path / "exit")(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+
+
+def test_a_loss_that_is_no_number_any_more_is_told(command: Command) -> None:
+    result = command("train", *SMALL_TRAIN, "--maximum-batch", "8", "--learning-rate", "1e300", "--json")
+
+    assert result.code == 0
+    assert "is no number any more: choose a smaller --learning-rate." in result.err
+    assert result.json["chosen_exit"] is not None
 
 
 def test_training_that_is_interrupted_while_it_is_scored_is_saved(

@@ -21,7 +21,7 @@ from neuroflux_fl.arms import ArmSetting
 from neuroflux_fl.cli.compare_picture import write_picture
 from neuroflux_fl.cli.compare_view import comparison_fields, describe_how, print_comparisons, time_to
 from neuroflux_fl.cli.main import main
-from neuroflux_fl.cli.output import warn_of_slow_precision
+from neuroflux_fl.cli.output import check_precision
 from neuroflux_fl.comparison import ArmResult, Budget
 from neuroflux_fl.plan import Block, Plan, Window
 from neuroflux_fl.sizes import MIB
@@ -142,7 +142,7 @@ def test_a_precision_that_the_processor_emulates_is_told(
     run_main: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    warn_of_slow_precision("float32")
+    check_precision("float32")
     assert capsys.readouterr().err == ""
 
     code, _, err = run_main(
@@ -247,6 +247,19 @@ def test_interrupted_comparison_shows_the_methods_it_has_finished(
     ]
 
 
+def test_a_picture_that_cannot_be_written_is_told_before_anything_is_tuned(run_main: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra 'report' is not installed")
+    (tmp_path / "taken.svg").mkdir()
+    (tmp_path / "file").touch()
+
+    assert run_main(*SMALL, "--picture", str(tmp_path / "taken.svg")) == (
+        2, "", f"Error: Picture '{tmp_path / 'taken.svg'}' is a folder: choose another name.\n"
+    )  # fmt: skip
+    code, _, err = run_main(*SMALL, "--picture", str(tmp_path / "file" / "speed.svg"))
+    assert (code, err.count("\n")) == (6, 1)
+    assert "Choose another with --picture" in err
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
@@ -254,6 +267,7 @@ def test_interrupted_comparison_shows_the_methods_it_has_finished(
         (["--methods", "backprop,backprop"], 2, "names something twice"),
         (["--budgets", "fastx"], 2, "Budget 'fastx'"),
         (["--precision", "int4"], 2, "Precision 'int4' is unknown"),
+        (["--precision", "float16"], 2, "Precision 'float16' is for GPUs"),
         (["--seconds", "0"], 2, "Seconds 0.0 is not allowed: give 0.1 to 86400."),
         (["--minutes", "nan"], 2, "Minutes nan is not allowed"),
         (["--threads", "-1"], 2, "Threads -1 is not allowed"),
