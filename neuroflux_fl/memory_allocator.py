@@ -23,6 +23,8 @@ ALLOCATOR_CHOICE = "NEUROFLUX_FL_ALLOCATOR"
 _SYSTEM = "system"
 _LIBRARY = "tcmalloc_minimal"
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+_RELEASE_RATE = "TCMALLOC_RELEASE_RATE"
+"""Left alone, tcmalloc gives a piece back for every few GiB that were freed, also where they are to be kept."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MAP_FROM_BYTES = 128 * 1024
@@ -55,7 +57,7 @@ def allocator_environment(environment: Mapping[str, str]) -> dict[str, str]:
     if library is None:
         return {} if _HUGE_PAGES in environment else {_HUGE_PAGES: "1"}
     # Whole huge pages would be more than what tcmalloc counts.
-    return {"LD_PRELOAD": library, _HUGE_PAGES: "0"}
+    return {"LD_PRELOAD": library, _HUGE_PAGES: "0", _RELEASE_RATE: "0"}
 
 
 def return_freed_memory_at_once() -> bool:

@@ -26,6 +26,12 @@ def touch(mib):
     return torch.ones(mib * MIB // 4)
 """
 
+TCMALLOC = {
+    "LD_PRELOAD": "libtcmalloc_minimal.so.4",
+    "THP_MEM_ALLOC_ENABLE": "0",
+    "TCMALLOC_RELEASE_RATE": "0",
+}
+
 
 def _run(code: str) -> object:
     environment = os.environ | allocator_environment(os.environ)
@@ -47,7 +53,7 @@ def _run(code: str) -> object:
 @pytest.mark.parametrize(
     ("environment", "library", "added"),
     [
-        ({}, "libtcmalloc_minimal.so.4", {"LD_PRELOAD": "libtcmalloc_minimal.so.4", "THP_MEM_ALLOC_ENABLE": "0"}),
+        ({}, "libtcmalloc_minimal.so.4", TCMALLOC),
         ({}, None, {"THP_MEM_ALLOC_ENABLE": "1"}),
         ({"THP_MEM_ALLOC_ENABLE": "0"}, None, {}),
         ({"LD_PRELOAD": "libjemalloc.so.2"}, "libtcmalloc_minimal.so.4", {"THP_MEM_ALLOC_ENABLE": "1"}),
@@ -89,6 +95,21 @@ print(json.dumps([exact, outside // MIB, inside // MIB, meter.held_bytes() // MI
     assert outside < 4
     assert 60 < inside < 70
     assert after < 4
+
+
+def test_what_is_kept_is_kept_however_much_is_freed() -> None:
+    least = _run("""
+meter.start()
+freed = FreedMemory(96 * MIB)
+least = []
+with freed.kept():
+    for _ in range(80):
+        touch(64)
+        least.append(meter.held_bytes())
+print(json.dumps(min(least) // MIB))
+""")
+    assert isinstance(least, int)
+    assert least > 60
 
 
 def test_what_is_kept_makes_room_before_the_limit_is_passed() -> None:
