@@ -29,8 +29,9 @@ _RELEASE_RATE = "TCMALLOC_RELEASE_RATE"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MAP_FROM_BYTES = 128 * 1024
 _THREAD_CACHE_BYTES = MIB
-_ELSEWHERE_BYTES = 2 * MIB
-"""Of a limit, for what is not in the heap: just-in-time kernels."""
+_ELSEWHERE_BYTES = 3 * MIB
+_ELSEWHERE_SHARE = 1 / 128
+"""Of a limit, for what is not in the heap: just-in-time kernels, and those tables that are touched."""
 _TABLES_AT_MOST_BYTES = 64 * MIB
 _PAGE_BYTES = 8 * 1024
 _RESERVED_BYTES = 512 * MIB
@@ -119,7 +120,8 @@ class FreedMemory:
         if tcmalloc is not None and tcmalloc.exact:
             self._tcmalloc = tcmalloc
             counted = tcmalloc.held_bytes() + tcmalloc.tables_bytes
-            self._limit_mib = (counted + limit_bytes - _ELSEWHERE_BYTES) // MIB
+            elsewhere = _ELSEWHERE_BYTES + int(_ELSEWHERE_SHARE * limit_bytes)
+            self._limit_mib = (counted + limit_bytes - elsewhere) // MIB
 
     @contextmanager
     def kept(self) -> Iterator[None]:
