@@ -96,8 +96,8 @@ class WindowStep:
 
 
 def typical_seconds(run: Callable[[], float], *, at_least: int) -> float:
-    """The median of so many runs, or of as many as half a second holds, at most nine: a machine's speed changes from
-    one step to the next."""
+    """The median of so many runs, and of more, up to nine, while they are within half a second: a machine's speed
+    changes from one step to the next."""
     seconds: list[float] = []
     while len(seconds) < at_least or (len(seconds) < _MOST_RUNS and sum(seconds) < _ENOUGH_SECONDS):
         seconds.append(run())
