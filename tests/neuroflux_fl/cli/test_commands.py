@@ -553,9 +553,11 @@ def test_interrupt_has_its_own_code(command: Command, monkeypatch: pytest.Monkey
     monkeypatch.setattr("neuroflux_fl.data.load_data", interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 
-    result = command("train", *SMALL_TRAIN)
+    try:
+        result = command("train", *SMALL_TRAIN)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
-    signal.signal(signal.SIGINT, before)
     assert (result.code, result.err) == (130, "Error: Interrupted.\n")
 
 
