@@ -13,7 +13,7 @@ import os
 import sys
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 from neuroflux_fl.sizes import MIB
@@ -26,6 +26,7 @@ _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 _RELEASE_RATE = "TCMALLOC_RELEASE_RATE"
 """Left alone, tcmalloc gives a piece back for every few GiB that were freed, also where they are to be kept."""
 
+_PR_SET_THP_DISABLE = 41
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MAP_FROM_BYTES = 128 * 1024
 _THREAD_CACHE_BYTES = MIB
@@ -71,6 +72,7 @@ def return_freed_memory_at_once() -> bool:
     """
     tcmalloc = _tcmalloc()
     if tcmalloc is not None:
+        _refuse_huge_pages()
         tcmalloc.set("tcmalloc.max_total_thread_cache_bytes", _THREAD_CACHE_BYTES)
         tcmalloc.give_back_at_once(True)
         tcmalloc.reserve(_RESERVED_BYTES)
@@ -84,6 +86,17 @@ def return_freed_memory_at_once() -> bool:
         return False
     settings = ((_M_MMAP_THRESHOLD, _MAP_FROM_BYTES), (_M_TRIM_THRESHOLD, _MAP_FROM_BYTES), (_M_ARENA_MAX, 2))
     return all(mallopt(option, value) == 1 for option, value in settings)
+
+
+def _refuse_huge_pages() -> None:
+    """For this process and those that it starts.
+
+    numpy asks for huge pages under its large arrays, and some kernels give them unasked. In a heap they stay where they
+    were given: of 2 MiB that were returned all would be held again for the first few bytes, now or when the kernel
+    tidies up, and a block's peak would depend on where in memory it happens to lie.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
 def return_free_memory() -> None:
