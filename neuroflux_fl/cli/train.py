@@ -74,7 +74,9 @@ def train(
     views: Annotated[int, typer.Option(help="Cached views of the data; 1 is no augmentation.")] = 4,
     cache_quota: Annotated[str | None, typer.Option(help="Largest size of the cache, for example 500MiB.")] = None,
     cache_precision: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
-    tolerance: Annotated[float, typer.Option(help="Accuracy given up for a smaller exit.")] = 0.005,
+    tolerance: Annotated[
+        float, typer.Option(help="Accuracy given up for a smaller exit. One standard error of 500 images is 0.02.")
+    ] = 0.005,
     validation_fraction: Annotated[float, typer.Option(help="Share of the images kept for validation.")] = 0.1,
     image_side: Annotated[int, typer.Option(help="Resize images to this many pixels; 0 keeps their size.")] = 0,
     train_limit: Annotated[int, typer.Option(help="Use this many training images; 0 uses all.")] = 0,
