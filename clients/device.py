@@ -84,7 +84,7 @@ class Device:
         with trainer.stopwatch.running("profile"):
             profile = run_profile(self.config, self.identity.device)
         settings = trainer.planner
-        backprop = settings.with_margin(profile.whole.peak_bytes(_USEFUL_BATCH), profile.whole.window.reach)
+        backprop = settings.needed_budget(profile.whole.peak_bytes(_USEFUL_BATCH), profile.whole.window.reach)
         return Capabilities(
             device_class=self.identity.device_class,
             memory_budget_bytes=self.identity.budget_bytes,
@@ -216,7 +216,7 @@ class Device:
     def _fitting(self, plan: Plan, done: int, last_unit: int, trainer: DeviceTrainer) -> Plan:
         """The plan; where the budget has shrunk since it was made, with other blocks after the ``done`` first ones."""
         budget, rest = self.identity.budget_bytes, plan.blocks[done:]
-        if plan.budget_bytes is None or all(block.predicted_peak_bytes <= budget for block in rest):
+        if plan.budget_bytes is None or all(trainer.planner.budget_of(block) <= budget for block in rest):
             return plan
         first_unit = rest[0].first_unit
         anew = self._plan(first_unit, last_unit, trainer)

@@ -80,6 +80,11 @@ class Shape:
     accumulates: bool = False
     """Whether a step adds up the gradients of micro-batches."""
 
+    @property
+    def units(self) -> int:
+        """How many are in its windows."""
+        return sum(window.reach for window in self.windows)
+
 
 class Arm:
     """One method with one network: everything that can be said of it without running it. Traces are made once.
@@ -123,13 +128,17 @@ class Arm:
         planner = self.setting.planner
         if self.name == NEUROFLUX:
             return full_budget(self.profile(compute), planner)
-        return min(self.peak_bytes(shape, compute, planner.minimum_batch) for shape in self.shapes)
+        return min(self.needed_budget(shape, compute, planner.minimum_batch) for shape in self.shapes)
 
-    def peak_bytes(self, shape: Shape, compute: ComputeSettings, batch: int) -> int:
-        """Predicted peak of a step with ``batch`` samples in memory, margins included."""
+    def needed_budget(self, shape: Shape, compute: ComputeSettings, batch: int) -> int:
+        """The smallest budget for a step with ``batch`` samples in memory."""
         peak = block_peak_bytes(self._profiles(shape, compute), batch)
-        units = sum(window.reach for window in shape.windows)
-        return self.setting.planner.with_margin(peak, units)
+        return self.setting.planner.needed_budget(peak, shape.units)
+
+    def predicted_peak(self, shape: Shape, compute: ComputeSettings, batch: int) -> int:
+        """Of a step with ``batch`` samples in memory, margins included."""
+        peak = block_peak_bytes(self._profiles(shape, compute), batch)
+        return self.setting.planner.predicted_peak(peak, shape.units)
 
     def largest_batch(self, shape: Shape, compute: ComputeSettings, budget_bytes: int | None) -> int | None:
         """The most samples in memory at once; None where even the fewest do not fit."""
@@ -137,7 +146,7 @@ class Arm:
         most = min(planner.maximum_batch, ACCUMULATED_BATCH // 2) if shape.accumulates else planner.maximum_batch
         sizes = range(planner.minimum_batch, most + 1)
         if budget_bytes is not None:
-            fitting = bisect_right(sizes, budget_bytes, key=lambda batch: self.peak_bytes(shape, compute, batch))
+            fitting = bisect_right(sizes, budget_bytes, key=lambda batch: self.needed_budget(shape, compute, batch))
             sizes = sizes[:fitting]
         if not sizes:
             return None
@@ -180,7 +189,7 @@ class Arm:
             batch_size=batch_size,
             micro_batch=batch if shape.accumulates else None,
             learning_rate=self.setting.planner.learning_rate_at(batch_size),
-            predicted_peak_bytes=self.peak_bytes(shape, compute, batch),
+            predicted_peak_bytes=self.predicted_peak(shape, compute, batch),
             predicted_seconds_per_sample=seconds_per_sample,
         )
         return Plan(budget_bytes=budget_bytes, blocks=(block,), untrained_units=())

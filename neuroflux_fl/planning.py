@@ -61,8 +61,8 @@ class PlannerSettings:
     window_slack_bytes: int = 192 * KIB
     """Bytes more for every unit in a block's windows: each has kernels of its own."""
     pieces_bytes: int = 4 * MIB
-    """Bytes more, a quarter of what a peak has over 24 MiB and at most this: room for free pieces between tensors where
-    the allocator keeps freed memory (``FreedMemory``), without which keeping it would fail."""
+    """Of a budget, beside the predicted peak, a quarter of what that has over 24 MiB and at most this: room for free
+    pieces between tensors where the allocator keeps freed memory (``FreedMemory``), or else keeping would fail."""
 
     def __post_init__(self) -> None:
         if self.planner not in PLANNERS:
@@ -91,18 +91,32 @@ class PlannerSettings:
         """Linear scaling with the batch size, capped."""
         return min(self.maximum_learning_rate, self.learning_rate * batch_size / self.reference_batch)
 
-    def with_margin(self, peak_bytes: float, units: int = 1) -> int:
-        """Predicted peak of a block of so many units: what the profile says, margin and slack added."""
-        pieces = min(self.pieces_bytes, max(0.0, (peak_bytes - _NO_PIECES_BYTES) / 4))
-        return int(peak_bytes * (1 + self.margin) + pieces) + self.slack_bytes + units * self.window_slack_bytes
+    def predicted_peak(self, peak_bytes: float, units: int = 1) -> int:
+        """Of a block of so many units: what the profile says, margin and slack added."""
+        return int(peak_bytes * (1 + self.margin)) + self._slack(units)
+
+    def needed_budget(self, peak_bytes: float, units: int = 1) -> int:
+        """The smallest budget for such a block: its predicted peak, and room for pieces."""
+        return self.predicted_peak(peak_bytes, units) + self._room(peak_bytes)
+
+    def budget_of(self, block: Block) -> int:
+        """The smallest budget for a block that is planned."""
+        peak_bytes = (block.predicted_peak_bytes - self._slack(len(block.units))) / (1 + self.margin)
+        return block.predicted_peak_bytes + self._room(peak_bytes)
 
     def available(self, budget_bytes: int | None, units: int = 1) -> float:
-        """The opposite of ``with_margin``: what the profile's figures may add up to. A large number for no limit."""
+        """The opposite of ``needed_budget``: what the profile's figures may add up to. A large number for no limit."""
         if budget_bytes is None:
             return _NO_LIMIT
         # Exactly the opposite, so that a budget which an error message names really does.
         peaks = range(budget_bytes + 1)
-        return max(0, bisect_right(peaks, budget_bytes, key=lambda peak: self.with_margin(peak, units)) - 1)
+        return max(0, bisect_right(peaks, budget_bytes, key=lambda peak: self.needed_budget(peak, units)) - 1)
+
+    def _slack(self, units: int) -> int:
+        return self.slack_bytes + units * self.window_slack_bytes
+
+    def _room(self, peak_bytes: float) -> int:
+        return int(min(self.pieces_bytes, max(0.0, (peak_bytes - _NO_PIECES_BYTES) / 4)))
 
 
 def plan_units(
@@ -167,7 +181,7 @@ def full_budget(profile: NetworkProfile, settings: PlannerSettings) -> int:
 def backpropagation_minimum(profile: NetworkProfile, settings: PlannerSettings) -> int:
     """The smallest budget under which backpropagation runs at the smallest batch."""
     whole = profile.whole
-    return settings.with_margin(whole.peak_bytes(settings.minimum_batch), whole.window.reach)
+    return settings.needed_budget(whole.peak_bytes(settings.minimum_batch), whole.window.reach)
 
 
 def block_peak_bytes(profiles: Sequence[WindowProfile], batch_size: int) -> int:
@@ -218,7 +232,7 @@ def make_block(
         windows=windows,
         batch_size=batch_size,
         learning_rate=settings.learning_rate_at(batch_size),
-        predicted_peak_bytes=settings.with_margin(block_peak_bytes(profiles, batch_size), units),
+        predicted_peak_bytes=settings.predicted_peak(block_peak_bytes(profiles, batch_size), units),
         predicted_seconds_per_sample=seconds(batch_size) + _cache_seconds(profile, windows, settings),
     )
 
@@ -282,7 +296,7 @@ def _needed(profile: NetworkProfile, unit: int, settings: PlannerSettings) -> in
     ways = _ways(profile, Window(first_unit=unit, last_unit=unit))
     # One between the first and the last never needs least, and each costs a trace.
     smallest = min(profile.windows[way].peak_bytes(settings.minimum_batch) for way in {ways[0], ways[-1]})
-    return settings.with_margin(smallest)
+    return settings.needed_budget(smallest)
 
 
 def _contiguous_runs(windows: Sequence[Window]) -> list[list[Window]]:

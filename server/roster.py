@@ -147,7 +147,7 @@ def _may_fit(capabilities: Capabilities, stage: Stage, planner: PlannerSettings)
         return True
     return any(
         # The highest fixed part and the steepest slope may be of different moments: each is a bound, their sum is not.
-        planner.with_margin(max(line.fixed_bytes, planner.minimum_batch * line.bytes_per_sample)) <= budget
+        planner.needed_budget(max(line.fixed_bytes, planner.minimum_batch * line.bytes_per_sample)) <= budget
         for line in capabilities.unit_memory
         if line.unit in stage.units
     )

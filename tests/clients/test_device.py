@@ -68,7 +68,7 @@ def make_task(first_unit: int, last_unit: int, **changes: Any) -> TrainTask:
 
 def needed(unit: int, batch: int) -> int:
     planner = CONFIG.planner_settings(examples=50)
-    return planner.with_margin(run_profile(CONFIG, CPU).unit(unit).peak_bytes(batch))
+    return planner.needed_budget(run_profile(CONFIG, CPU).unit(unit).peak_bytes(batch))
 
 
 def prefix_version(device: Device, units: int, folder: Path, seed: int = 0) -> str:
@@ -80,7 +80,9 @@ def prefix_version(device: Device, units: int, folder: Path, seed: int = 0) -> s
 
 def test_capabilities_are_those_of_profile_and_data(make_device: MakeDevice) -> None:
     profile = run_profile(CONFIG, CPU)
-    backprop = CONFIG.planner_settings(examples=50).with_margin(profile.whole.peak_bytes(8), profile.whole.window.reach)
+    backprop = CONFIG.planner_settings(examples=50).needed_budget(
+        profile.whole.peak_bytes(8), profile.whole.window.reach
+    )
 
     rich, poor = make_device(backprop).capabilities(), make_device(backprop - 1).capabilities()
 

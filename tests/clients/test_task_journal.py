@@ -56,7 +56,7 @@ def make_device(folder: Path, budget_bytes: int | None = None, **changes: Any) -
 def needed(batch: int) -> int:
     """The budget that holds each unit of the stage, the dearest of them at this batch size."""
     profile, planner = run_profile(CONFIG, CPU), CONFIG.planner_settings(examples=50)
-    return max(planner.with_margin(profile.unit(unit).peak_bytes(batch)) for unit in range(FIRST, LAST + 1))
+    return max(planner.needed_budget(profile.unit(unit).peak_bytes(batch)) for unit in range(FIRST, LAST + 1))
 
 
 def make_task(device: Device, folder: Path, **changes: Any) -> TrainTask:

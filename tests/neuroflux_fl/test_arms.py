@@ -97,13 +97,13 @@ def test_smallest_budget_is_enough_and_no_more_than_needed(arms: dict[str, Arm],
 @pytest.mark.parametrize("name", [name for name in ARMS if name != "neuroflux"])
 def test_largest_batch_fits_and_one_more_does_not(arms: dict[str, Arm], name: str) -> None:
     arm, shape = arms[name], arms[name].shapes[-1]
-    budget = arm.peak_bytes(shape, PLAIN, 11)
+    budget = arm.needed_budget(shape, PLAIN, 11)
 
     batch = arm.largest_batch(shape, PLAIN, budget)
 
     assert batch == (8 if shape.accumulates else 11)
     assert arm.largest_batch(shape, PLAIN, None) == 32
-    assert arm.largest_batch(shape, PLAIN, arm.peak_bytes(shape, PLAIN, 2) - 1) is None
+    assert arm.largest_batch(shape, PLAIN, arm.needed_budget(shape, PLAIN, 2) - 1) is None
 
 
 def test_micro_batches_make_steps_of_64(arms: dict[str, Arm]) -> None:
@@ -113,7 +113,7 @@ def test_micro_batches_make_steps_of_64(arms: dict[str, Arm]) -> None:
 
     assert (block.batch_size, block.micro_batch) == (64, 8)
     assert block.learning_rate == SETTING.planner.learning_rate_at(64)
-    assert block.predicted_peak_bytes == arm.peak_bytes(arm.shapes[0], PLAIN, 8)
+    assert block.predicted_peak_bytes == arm.predicted_peak(arm.shapes[0], PLAIN, 8)
 
 
 @pytest.fixture

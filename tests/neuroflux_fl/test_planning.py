@@ -21,7 +21,7 @@ from neuroflux_fl.planning import (
     plan_units,
 )
 from neuroflux_fl.profiling import Line, NetworkProfile, UnitCost, WindowProfile
-from neuroflux_fl.sizes import parse_bytes
+from neuroflux_fl.sizes import MIB, parse_bytes
 
 SPEED = MachineSpeed(
     flops_per_second=1e9, traffic_bytes_per_second=1e9, seconds_per_operator=1e-4, storage_bytes_per_second=1e6
@@ -193,7 +193,8 @@ def test_no_plan_predicts_more_than_its_budget_and_every_unit_is_in_one_place(pl
         for block in plan.blocks:
             profiles = [profile.windows[window] for window in block.windows]
             peak = block_peak_bytes(profiles, block.batch_size)
-            assert block.predicted_peak_bytes == settings.with_margin(peak, len(block.units))
+            assert block.predicted_peak_bytes == settings.predicted_peak(peak, len(block.units))
+            assert settings.budget_of(block) == settings.needed_budget(peak, len(block.units)) <= budget
 
 
 def test_windows_grow_with_the_budget_up_to_the_reach() -> None:
@@ -227,7 +228,7 @@ def test_reach_by_memory_has_fewer_windows_with_every_larger_budget_until_it_is_
     assert counts == sorted(counts, reverse=True)
     assert {1, 2, 3, 4} <= set(counts)
     assert plan_units(profile, None, AUTO).blocks == plan_backpropagation(profile, None, AUTO).blocks
-    smallest = AUTO.with_margin(profile.whole.peak_bytes(6))
+    smallest = AUTO.needed_budget(profile.whole.peak_bytes(6))
     assert len(windows_of(plan_units(profile, smallest, AUTO))) == 1
     assert len(windows_of(plan_units(profile, smallest - 1, AUTO))) == 2
 
@@ -364,13 +365,26 @@ def test_the_smallest_budgets_are_exact_to_the_byte(margin: float, offset: int) 
         plan_backpropagation(profile, backpropagation_minimum(profile, settings) - 2, settings)
 
 
-def test_available_is_the_opposite_of_with_margin() -> None:
+def test_room_for_pieces_is_part_of_a_budget_and_of_no_peak() -> None:
+    settings = PlannerSettings(margin=0.02, slack_bytes=MIB, window_slack_bytes=0)
+    for peak, room in ((20, 0), (24, 0), (25, 0.25), (32, 2), (40, 4), (400, 4)):
+        block = Block(
+            windows=(Window(first_unit=0, last_unit=0),), batch_size=8, learning_rate=0.1,
+            predicted_peak_bytes=settings.predicted_peak(peak * MIB), predicted_seconds_per_sample=0.0,
+        )  # fmt: skip
+        budget = settings.needed_budget(peak * MIB)
+        assert block.predicted_peak_bytes == int(1.02 * peak * MIB) + MIB
+        assert budget - block.predicted_peak_bytes == room * MIB
+        assert 0 <= budget - settings.budget_of(block) <= 1
+
+
+def test_available_is_the_opposite_of_needed_budget() -> None:
     settings = PlannerSettings(reach=1, margin=0.02, slack_bytes=1000, window_slack_bytes=10)
     for budget in range(1100, 3000):
         available = int(settings.available(budget, 3))
-        assert settings.with_margin(available, 3) <= budget < settings.with_margin(available + 1, 3)
+        assert settings.needed_budget(available, 3) <= budget < settings.needed_budget(available + 1, 3)
     assert settings.available(None) > 2**50
-    assert settings.with_margin(1000, 2) == 1020 + 1000 + 20
+    assert settings.needed_budget(1000, 2) == 1020 + 1000 + 20
 
 
 def test_backpropagation_is_one_window_over_all_units() -> None:

@@ -99,7 +99,7 @@ def run_fleet(app: ClientApp, nodes: dict[int, UserConfig], config: RunConfig = 
 
 def needed(unit: int, batch: int) -> int:
     profile = run_profile(CONFIG, torch.device("cpu"))
-    return CONFIG.planner_settings(examples=64).with_margin(profile.unit(unit).peak_bytes(batch))
+    return CONFIG.planner_settings(examples=64).needed_budget(profile.unit(unit).peak_bytes(batch))
 
 
 def initial(unit: int) -> NDArray[np.float32]:

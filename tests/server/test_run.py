@@ -125,7 +125,7 @@ def make_nodes(folder: Path) -> dict[int, UserConfig]:
     planner = CONFIG.planner_settings(examples=64)
 
     def needed(unit: int, batch: int) -> int:
-        return planner.with_margin(profile.unit(unit).peak_bytes(batch))
+        return planner.needed_budget(profile.unit(unit).peak_bytes(batch))
 
     budgets = {SMALL: needed(0, 4), LARGE: 64 * 1024**2, TINY: min(needed(unit, 2) for unit in range(4)) - 1}
     assert budgets[TINY] >= min(needed(unit, 2) for unit in range(4, 8))
