@@ -81,8 +81,8 @@ class Shape:
     """Whether a step adds up the gradients of micro-batches."""
 
     @property
-    def units(self) -> int:
-        """How many are in its windows."""
+    def unit_count(self) -> int:
+        """Of all its windows."""
         return sum(window.reach for window in self.windows)
 
 
@@ -133,12 +133,12 @@ class Arm:
     def needed_budget(self, shape: Shape, compute: ComputeSettings, batch: int) -> int:
         """The smallest budget for a step with ``batch`` samples in memory."""
         peak = block_peak_bytes(self._profiles(shape, compute), batch)
-        return self.setting.planner.needed_budget(peak, shape.units)
+        return self.setting.planner.needed_budget(peak, shape.unit_count)
 
     def predicted_peak(self, shape: Shape, compute: ComputeSettings, batch: int) -> int:
         """Of a step with ``batch`` samples in memory, margins included."""
         peak = block_peak_bytes(self._profiles(shape, compute), batch)
-        return self.setting.planner.predicted_peak(peak, shape.units)
+        return self.setting.planner.predicted_peak(peak, shape.unit_count)
 
     def largest_batch(self, shape: Shape, compute: ComputeSettings, budget_bytes: int | None) -> int | None:
         """The most samples in memory at once; None where even the fewest do not fit."""
