@@ -132,13 +132,11 @@ class Arm:
 
     def needed_budget(self, shape: Shape, compute: ComputeSettings, batch: int) -> int:
         """The smallest budget for a step with ``batch`` samples in memory."""
-        peak = block_peak_bytes(self._profiles(shape, compute), batch)
-        return self.setting.planner.needed_budget(peak, shape.unit_count)
+        return self.setting.planner.needed_budget(self._peak_bytes(shape, compute, batch), shape.unit_count)
 
     def predicted_peak(self, shape: Shape, compute: ComputeSettings, batch: int) -> int:
         """Of a step with ``batch`` samples in memory, margins included."""
-        peak = block_peak_bytes(self._profiles(shape, compute), batch)
-        return self.setting.planner.predicted_peak(peak, shape.unit_count)
+        return self.setting.planner.predicted_peak(self._peak_bytes(shape, compute, batch), shape.unit_count)
 
     def largest_batch(self, shape: Shape, compute: ComputeSettings, budget_bytes: int | None) -> int | None:
         """The most samples in memory at once; None where even the fewest do not fit."""
@@ -193,6 +191,9 @@ class Arm:
             predicted_seconds_per_sample=seconds_per_sample,
         )
         return Plan(budget_bytes=budget_bytes, blocks=(block,), untrained_units=())
+
+    def _peak_bytes(self, shape: Shape, compute: ComputeSettings, batch: int) -> int:
+        return block_peak_bytes(self._profiles(shape, compute), batch)
 
     def _profiles(self, shape: Shape, compute: ComputeSettings) -> list[WindowProfile]:
         return [self.traced(window, compute, shape.accumulates) for window in shape.windows]

@@ -13,7 +13,7 @@ import os
 import sys
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 
 from neuroflux_fl.sizes import MIB
@@ -95,8 +95,7 @@ def _refuse_huge_pages() -> None:
     were given: of 2 MiB that were returned all would be held again for the first few bytes, now or when the kernel
     tidies up, and a block's peak would depend on where in memory it happens to lie.
     """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
 def return_free_memory() -> None:
