@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--patience", type=int, default=0, help="epochs without a better validation accuracy; 0 trains all epochs"
     )
     parser.add_argument("--views", type=int, default=8, help="cached augmentations, of 50000 images each")
-    parser.add_argument("--tolerance", type=float, default=0.01, help="accuracy given up for a smaller exit")
+    parser.add_argument("--standard-errors", type=float, default=1.0, help="how far a smaller exit may be behind")
     parser.add_argument("--train-limit", type=int)
     parser.add_argument("--test-limit", type=int)
     add_device_options(parser)
@@ -161,7 +161,7 @@ def _train(arm: Arm, how: TunedArm, images: ImageData, request: dict[str, Any], 
         "peak_bytes": _peak_bytes(result, held),
         "out_of_memory_retries": sum(block.out_of_memory_retries for block in result.blocks),
         "epochs": [block.epochs for block in result.blocks],
-        "chosen_exit": choose_exit(scores, request["tolerance"]),
+        "chosen_exit": choose_exit(scores, request["standard_errors"]),
         "exits": [
             {
                 "unit": unit,

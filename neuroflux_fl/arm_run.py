@@ -20,7 +20,7 @@ from neuroflux_fl.data import ImageData, LabelledImages, split_validation
 from neuroflux_fl.device_training import CacheSettings, DeviceData, DeviceTrainer, TrainingResult
 from neuroflux_fl.errors import DataError
 from neuroflux_fl.evaluation import Score, score_exits, score_windows
-from neuroflux_fl.exits import check_tolerance, choose_exit, exit_parameters
+from neuroflux_fl.exits import check_standard_errors, choose_exit, exit_parameters
 from neuroflux_fl.plan import Block
 from neuroflux_fl.unit_chain import ImageShape
 from neuroflux_fl.unit_store import UnitStore
@@ -84,13 +84,13 @@ class Schedule:
     head_passes: int = HEAD_PASSES
     """Of NeuroFlux: passes in which heads inside windows learn from frozen units."""
     views: int = 4
-    tolerance: float = 0.005
-    """Validation accuracy given up for a smaller exit."""
+    standard_errors: float = 1.0
+    """How many of the best validation accuracy a smaller exit may be behind."""
 
     def __post_init__(self) -> None:
         """Refuse before any arm is tuned what training would refuse after it."""
         self.train_settings()
-        check_tolerance(self.tolerance)
+        check_standard_errors(self.standard_errors)
 
     def train_settings(self) -> TrainSettings:
         """What of it a training needs to know; the rest as it is by default."""
@@ -168,7 +168,7 @@ def train_arm(
     )  # fmt: skip
     with open_trainer(arm, tuned, data, settings, device) as trainer:
         trainer.stopwatch.add("profile", tuned.tuning_seconds)
-        recorder = _Recorder(trainer, tuned, images.test, schedule.tolerance, on_point, clock)
+        recorder = _Recorder(trainer, tuned, images.test, schedule.standard_errors, on_point, clock)
         result = trainer.train(tuned.plan, on_modules=recorder.on_modules, on_block=recorder.on_block)
         seconds = trainer.stopwatch.seconds
     return TrainedArm(
@@ -220,7 +220,7 @@ class _Recorder:
         trainer: DeviceTrainer,
         tuned: TunedArm,
         test: LabelledImages,
-        tolerance: float,
+        standard_errors: float,
         on_point: Callable[[CurvePoint], None],
         clock: Callable[[], float],
     ) -> None:
@@ -228,7 +228,7 @@ class _Recorder:
         self._clock = clock
         self._cache = trainer.cache
         self._tuned = tuned
-        self._tolerance = tolerance
+        self._standard_errors = standard_errors
         self._on_point = on_point
         self._validation = trainer.flow(trainer.data.validation, views=1)
         self._test = trainer.flow(test, views=1)
@@ -270,7 +270,7 @@ class _Recorder:
         self._began += self._clock() - stopped
 
     def _add_point(self, seconds: float) -> None:
-        chosen = choose_exit({unit: score for unit, (score, _) in self._exits.items()}, self._tolerance)
+        chosen = choose_exit({unit: score for unit, (score, _) in self._exits.items()}, self._standard_errors)
         point = CurvePoint(
             seconds=seconds,
             unit=chosen,

@@ -28,6 +28,9 @@ from neuroflux_fl.stopwatch import Stopwatch
 from neuroflux_fl.training_monitor import TrainingMonitor
 from neuroflux_fl.unit_store import UnitStore
 
+KEPT_SHARE = 1.13
+"""Of a block's predicted peak, the limit under which freed memory is kept while that will do: less costs speed, more
+takes memory that others can use (docs/methods.md)."""
 _LATE_BYTES = 8 * MIB
 _MOST_VIEWS = 10_000
 HEAD_PASSES = 2
@@ -158,7 +161,8 @@ def train_block(
         _bring_in_code(store, block, settings, device)
         meter.start()
         monitor.holds(meter.held_bytes)
-        freed = FreedMemory(memory_bytes, device.type)
+        expected_bytes = int(KEPT_SHARE * block.predicted_peak_bytes)
+        freed = FreedMemory(memory_bytes, device.type, expected_bytes=expected_bytes)
         steps = BlockSteps(store, block, settings, device)
     count = len(inputs.labels)
     run = BlockProgress(

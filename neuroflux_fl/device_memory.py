@@ -176,15 +176,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def run_keeping(freed: FreedMemory, work: Callable[[], _Result]) -> _Result:
-    """Do work with freed memory kept, and again without where memory ran out so."""
-    try:
-        with freed.kept():
-            return work()
-    except (RuntimeError, MemoryError) as error:
-        if not (is_out_of_memory(error) and freed.give_up()):
-            raise
-    forget_failed_backward()
-    return work()
+    """Do work with freed memory kept, and again with less of it where memory ran out so."""
+    while True:
+        try:
+            with freed.kept():
+                return work()
+        except (RuntimeError, MemoryError) as error:
+            if not (is_out_of_memory(error) and freed.give_up()):
+                raise
+        forget_failed_backward()
 
 
 def _status_bytes(field: str) -> int:

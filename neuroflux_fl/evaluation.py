@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,11 @@ class Score:
     def accuracy(self) -> float:
         """Share from 0 to 1; 0 where nothing was asked."""
         return self.correct / self.total if self.total else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, as that of a binomial share."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.total) if self.total else 0.0
 
     def __add__(self, other: Score) -> Score:
         return Score(self.correct + other.correct, self.total + other.total)

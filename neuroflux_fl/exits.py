@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,27 +25,31 @@ DESCRIPTION_FILE = "exit.json"
 _FORMAT = 1
 
 
-def check_tolerance(tolerance: float) -> None:
+def check_standard_errors(standard_errors: float) -> None:
     """Before a training, whose end would be late to find out.
 
     Raises:
-        UsageError: it is not in 0 to 1.
+        UsageError: the number is negative or not finite.
     """
-    if not 0 <= tolerance <= 1:
-        raise UsageError(f"Tolerance {tolerance} is not allowed: give a share of accuracy from 0 to 1.")
+    if not 0 <= standard_errors < math.inf:
+        raise UsageError(f"Standard errors {standard_errors} are not allowed: give 0 or more, for example 1.")
 
 
-def choose_exit(scores: Mapping[int, Score], tolerance: float) -> int:
-    """The shallowest exit whose validation accuracy is within ``tolerance`` of the best exit's.
+def choose_exit(scores: Mapping[int, Score], standard_errors: float) -> int:
+    """The shallowest exit whose validation accuracy is within ``standard_errors`` of the best exit's.
+
+    With 1 the rule by which Breiman, Friedman, Olshen and Stone prune trees (Classification and Regression Trees, 1984,
+    3.4.3): what a few validation images cannot tell from the best is as good, and smaller.
 
     Raises:
-        UsageError: no exit was scored, or the tolerance is not in 0 to 1.
+        UsageError: no exit was scored, or the number of standard errors is negative or not finite.
     """
-    check_tolerance(tolerance)
+    check_standard_errors(standard_errors)
     if not scores:
         raise UsageError("No exit was trained, so none can be chosen: raise the budget or the number of rounds.")
-    best = max(score.accuracy for score in scores.values())
-    return min(unit for unit, score in scores.items() if score.accuracy >= best - tolerance)
+    best = max(scores.values(), key=lambda score: score.accuracy)
+    least = best.accuracy - standard_errors * best.standard_error
+    return min(unit for unit, score in scores.items() if score.accuracy >= least)
 
 
 def exit_parameters(network: LocalNetwork, unit: int) -> int:

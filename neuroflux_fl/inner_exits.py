@@ -82,7 +82,7 @@ def train_inner_heads(
     meter = PeakMeter(device)
     meter.start()
     (monitor or TrainingMonitor()).holds(meter.held_bytes)
-    freed = FreedMemory(memory_bytes, device.type)
+    freed = FreedMemory(memory_bytes, device.type, expected_bytes=block.predicted_peak_bytes)
     pairs = _load(store, block, settings, device)
     passes = _Passes(inputs, block, pairs, settings, device, block.learning_rate * learning_rate_scale)
     try:

@@ -117,23 +117,30 @@ class FreedMemory:
     to hold to budgets; everywhere else nothing changes.
     """
 
-    def __init__(self, limit_bytes: int | None, device_type: str = "cpu") -> None:
+    def __init__(self, limit_bytes: int | None, device_type: str = "cpu", *, expected_bytes: int | None = None) -> None:
         """Take note of what is allocated.
 
         Args:
             limit_bytes: how much more there may be, freed memory included; None, or less than 32 MiB, keeps nothing.
             device_type: whose memory the limit is about; of a GPU's this allocator knows nothing.
+            expected_bytes: what probably will do. It is the limit until memory has run out once, so that freed memory
+                does not fill what others can use; at least 32 MiB.
         """
         self._tcmalloc: _Tcmalloc | None = None
-        self._limit_mib = 0
+        self._limits_mib: list[int] = []
+        """The last is the present one."""
         if device_type != "cpu" or limit_bytes is None or limit_bytes < _SMALLEST_LIMIT_BYTES:
             return
         tcmalloc = _tcmalloc()
         if tcmalloc is not None and tcmalloc.exact:
             self._tcmalloc = tcmalloc
             counted = tcmalloc.held_bytes() + tcmalloc.tables_bytes
-            elsewhere = _ELSEWHERE_BYTES + int(_ELSEWHERE_SHARE * limit_bytes)
-            self._limit_mib = (counted + limit_bytes - elsewhere) // MIB
+            limits = [limit_bytes]
+            if expected_bytes is not None and expected_bytes < limit_bytes:
+                limits.append(max(expected_bytes, _SMALLEST_LIMIT_BYTES))
+            for limit in limits:
+                elsewhere = _ELSEWHERE_BYTES + int(_ELSEWHERE_SHARE * limit)
+                self._limits_mib.append((counted + limit - elsewhere) // MIB)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -143,7 +150,7 @@ class FreedMemory:
         if tcmalloc is None:
             yield
             return
-        tcmalloc.set("tcmalloc.heap_limit_mb", self._limit_mib)
+        tcmalloc.set("tcmalloc.heap_limit_mb", self._limits_mib[-1])
         tcmalloc.give_back_at_once(False)
         try:
             yield
@@ -151,15 +158,19 @@ class FreedMemory:
             self._return_at_once(tcmalloc)
 
     def give_up(self) -> bool:
-        """Keep no more from now on, after memory ran out: pieces that are free here and there may have been the cause.
+        """After memory ran out, of which free pieces here and there may be the cause: the wider limit, or keep no more.
 
         Returns:
             Whether any was kept until now, so that trying again is worth it.
         """
-        kept, self._tcmalloc = self._tcmalloc, None
-        if kept is not None:
-            self._return_at_once(kept)
-        return kept is not None
+        kept = self._tcmalloc
+        if kept is None:
+            return False
+        self._return_at_once(kept)
+        self._limits_mib.pop()
+        if not self._limits_mib:
+            self._tcmalloc = None
+        return True
 
     @staticmethod
     def _return_at_once(tcmalloc: _Tcmalloc) -> None:

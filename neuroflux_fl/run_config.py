@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -146,8 +147,8 @@ class RunConfig:
     """float16 or float32."""
     cache_quota: str = ""
     """Largest size of a device's cache, for example 500MiB; empty is no quota."""
-    tolerance: float = 0.005
-    """The shallowest exit within this much of the best validation accuracy is handed out."""
+    standard_errors: float = 1.0
+    """The shallowest exit within so many standard errors of the best validation accuracy is handed out; 0: the best."""
     server_tests: bool = True
     """The server scores exits on the data set's test split; off where the server has no data."""
     run_name: str = ""
@@ -200,8 +201,8 @@ class RunConfig:
             raise ConfigError(f"validation-fraction is {self.validation_fraction}: give a share between 0 and 1.")
         if not 0 <= self.staleness_discount <= 1:
             raise ConfigError(f"staleness-discount is {self.staleness_discount}: give a factor from 0 to 1.")
-        if not 0 <= self.tolerance <= 1:
-            raise ConfigError(f"tolerance is {self.tolerance}: give a share of accuracy from 0 to 1.")
+        if not 0 <= self.standard_errors < math.inf:
+            raise ConfigError(f"standard-errors is {self.standard_errors}: give 0 or more, for example 1.")
         if len(self.run_name) > LONGEST_RUN_NAME or not self.run_name.isprintable():
             raise ConfigError(
                 f"run-name {self.run_name!r} is no name: give at most {LONGEST_RUN_NAME} printable characters."

@@ -111,7 +111,7 @@ def summarise(
 ) -> dict[str, Any]:
     """All figures of a run, ready for JSON."""
     scores = result.validation
-    chosen = choose_exit(scores, config.tolerance) if scores else None
+    chosen = choose_exit(scores, config.standard_errors) if scores else None
     test: dict[int, float] = {}
     if tester is not None and scores:
         first = 0 if config.method == "neuroflux" else max(scores)

@@ -65,7 +65,10 @@ def compare(
         int, typer.Option(help="With --train: passes in which NeuroFlux's heads inside windows learn.")
     ] = 2,
     views: Annotated[int, typer.Option(help="With --train: views of the data; 1 is no augmentation.")] = 4,
-    tolerance: Annotated[float, typer.Option(help="With --train: accuracy given up for a smaller exit.")] = 0.005,
+    standard_errors: Annotated[
+        float,
+        typer.Option(help="With --train: the smallest exit within so many of the best accuracy; 0: the best."),
+    ] = 1.0,
     image_side: Annotated[int, typer.Option(help="Resize images to this many pixels; 0 keeps their size.")] = 0,
     train_limit: Annotated[int, typer.Option(help="Use this many training images; 0 uses all.")] = 0,
     test_limit: Annotated[int, typer.Option(help="Use this many test images; 0 uses all.")] = 0,
@@ -131,7 +134,7 @@ def compare(
     shape, classes = _shape_of(request) if data else (parse_image_shape(image), classes)
     schedule = Schedule(
         epochs=epochs, minutes=minutes or None, patience=patience, depth_patience=depth_patience or None,
-        head_passes=head_passes, views=views, tolerance=tolerance,
+        head_passes=head_passes, views=views, standard_errors=standard_errors,
     )  # fmt: skip
     work = Work(
         seconds=seconds, repeats=repeats, data=request if train else None, schedule=schedule, threads=threads,

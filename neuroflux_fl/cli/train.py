@@ -74,9 +74,10 @@ def train(
     views: Annotated[int, typer.Option(help="Cached views of the data; 1 is no augmentation.")] = 4,
     cache_quota: Annotated[str | None, typer.Option(help="Largest size of the cache, for example 500MiB.")] = None,
     cache_precision: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
-    tolerance: Annotated[
-        float, typer.Option(help="Accuracy given up for a smaller exit. One standard error of 500 images is 0.02.")
-    ] = 0.005,
+    standard_errors: Annotated[
+        float,
+        typer.Option(help="The smallest exit within so many of the best validation accuracy is chosen; 0: the best."),
+    ] = 1.0,
     validation_fraction: Annotated[float, typer.Option(help="Share of the images kept for validation.")] = 0.1,
     image_side: Annotated[int, typer.Option(help="Resize images to this many pixels; 0 keeps their size.")] = 0,
     train_limit: Annotated[int, typer.Option(help="Use this many training images; 0 uses all.")] = 0,
@@ -103,7 +104,7 @@ def train(
     from neuroflux_fl.data import load_data, split_validation
     from neuroflux_fl.device_training import CacheSettings, DeviceData, DeviceTrainer
     from neuroflux_fl.errors import DataError, UsageError
-    from neuroflux_fl.exits import check_tolerance
+    from neuroflux_fl.exits import check_standard_errors
     from neuroflux_fl.heads import HeadSettings
     from neuroflux_fl.local_network import build_network
     from neuroflux_fl.local_step import OptimizerSettings
@@ -116,7 +117,7 @@ def train(
     quota = parse_budget(cache_quota)
     if not 0 < validation_fraction < 1:
         raise UsageError(f"Validation fraction {validation_fraction} is not allowed: give a share between 0 and 1.")
-    check_tolerance(tolerance)
+    check_standard_errors(standard_errors)
     check_threads(threads)
     if depth < 0 or (depth and method != "backprop"):
         raise UsageError(
@@ -198,7 +199,7 @@ def train(
                 units = f"{done.block.first_unit} to {done.block.last_unit}"
                 print_note(f"Note: the loss of units {units} is no number any more: choose a smaller --learning-rate.")
         with StopRequest() as stop:  # what is trained is saved first, also where somebody asks twice
-            summary = _summarise(trainer, plan, result, images.test, tolerance)
+            summary = _summarise(trainer, plan, result, images.test, standard_errors)
             summary = {
                 "model": model, "data": images.name, "method": method, "seed": seed, "budget_bytes": budget_bytes,
                 "interrupted": ended is not None, **summary, "total_seconds": time.perf_counter() - started,
@@ -250,14 +251,14 @@ def _run(trainer: DeviceTrainer, plan: Plan, epochs: int) -> tuple[TrainingResul
 
 
 def _summarise(
-    trainer: DeviceTrainer, plan: Plan, result: TrainingResult, test: Any, tolerance: float
+    trainer: DeviceTrainer, plan: Plan, result: TrainingResult, test: Any, standard_errors: float
 ) -> dict[str, Any]:
     from neuroflux_fl.exits import choose_exit, exit_parameters
 
     heads = sorted(unit for done in result.blocks for unit in done.exits)
     validation = trainer.score_exits(0, heads[-1])
     tested = trainer.score_exits(0, heads[-1], data=test)
-    chosen = choose_exit({unit: validation[unit] for unit in heads}, tolerance)
+    chosen = choose_exit({unit: validation[unit] for unit in heads}, standard_errors)
     exits = [
         {
             "unit": unit,

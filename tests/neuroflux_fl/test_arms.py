@@ -217,7 +217,7 @@ def test_minutes_decide_the_number_of_epochs(arms: dict[str, Arm], images: Image
 def test_exits_inside_windows_are_on_the_curve(arms: dict[str, Arm], images: ImageData) -> None:
     backprop = arms["backprop"]
     plan = backprop.plan(backprop.shapes[0], PLAIN, 16, None, seconds_per_sample=1.0)
-    schedule = Schedule(epochs=3, views=1, tolerance=1.0)
+    schedule = Schedule(epochs=3, views=1, standard_errors=100.0)
 
     def trained(arm: Arm) -> TrainedArm:
         return train_arm(arm, TunedArm(plan=plan, compute=PLAIN), images, schedule, seed=0, device=CPU)

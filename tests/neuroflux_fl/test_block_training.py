@@ -427,12 +427,13 @@ def test_where_freed_memory_was_kept_the_batch_is_tried_again_before_it_is_halve
     small_store: UnitStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
+    planned = replace(block((0, 0)), predicted_peak_bytes=1000)
 
     class Kept:
         """Keeps until it is asked to give up."""
 
-        def __init__(self, limit_bytes: int | None, _device_type: str) -> None:
-            self._keeps = limit_bytes == 2**30
+        def __init__(self, limit_bytes: int | None, _device_type: str, *, expected_bytes: int) -> None:
+            self._keeps = limit_bytes == 2**30 and expected_bytes == pytest.approx(1130, abs=1)
 
         def kept(self) -> AbstractContextManager[None]:
             return nullcontext()
@@ -450,7 +451,7 @@ def test_where_freed_memory_was_kept_the_batch_is_tried_again_before_it_is_halve
     monkeypatch.setattr(block_training, "FreedMemory", Kept)
     monkeypatch.setattr(block_steps, "train_window", fail_twice)
 
-    result = train(small_store, block((0, 0)), features(0, 16), TrainSettings(epochs=1, views=1), memory_bytes=2**30)
+    result = train(small_store, planned, features(0, 16), TrainSettings(epochs=1, views=1), memory_bytes=2**30)
 
     assert sizes == [2, 8, 8, 8, 4, 4]
     assert (result.samples, result.out_of_memory_retries, result.final_batch_size) == (16, 1, 4)

@@ -26,9 +26,19 @@ SCORES = {1: Score(70, 100), 2: Score(78, 100), 4: Score(80, 100), 6: Score(79, 
 EXIT = 2
 
 
-@pytest.mark.parametrize(("tolerance", "chosen"), [(0.0, 4), (0.01, 4), (0.021, 2), (0.09, 2), (0.11, 1), (1.0, 1)])
-def test_the_shallowest_exit_within_the_tolerance_of_the_best(tolerance: float, chosen: int) -> None:
-    assert choose_exit(SCORES, tolerance) == chosen
+@pytest.mark.parametrize(
+    ("standard_errors", "chosen"), [(0.0, 4), (0.4, 4), (0.51, 2), (1.0, 2), (2.4, 2), (2.6, 1), (20.0, 1)]
+)
+def test_the_shallowest_exit_within_standard_errors_of_the_best(standard_errors: float, chosen: int) -> None:
+    """The best is 80 of 100, so that one standard error is 4 points."""
+    assert choose_exit(SCORES, standard_errors) == chosen
+
+
+def test_more_images_tell_closer_exits_apart() -> None:
+    few = {0: Score(78, 100), 1: Score(80, 100)}
+    many = {0: Score(7800, 10_000), 1: Score(8000, 10_000)}
+
+    assert (choose_exit(few, 1.0), choose_exit(many, 1.0)) == (0, 1)
 
 
 def test_a_deeper_exit_that_is_only_as_good_is_not_taken() -> None:
@@ -36,12 +46,16 @@ def test_a_deeper_exit_that_is_only_as_good_is_not_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "tolerance", "message"),
-    [({}, 0.1, "No exit was trained"), (SCORES, -0.1, r"Tolerance -0\.1"), (SCORES, 1.5, r"Tolerance 1\.5")],
+    ("scores", "standard_errors", "message"),
+    [
+        ({}, 1.0, "No exit was trained"),
+        (SCORES, -0.1, r"Standard errors -0\.1"),
+        (SCORES, float("inf"), "Standard errors inf"),
+    ],
 )
-def test_nothing_to_choose_from(scores: dict[int, Score], tolerance: float, message: str) -> None:
+def test_nothing_to_choose_from(scores: dict[int, Score], standard_errors: float, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        choose_exit(scores, tolerance)
+        choose_exit(scores, standard_errors)
 
 
 def test_parameters_of_an_exit_count_its_head_and_no_other(small_network: LocalNetwork) -> None:

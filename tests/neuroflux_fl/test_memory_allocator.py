@@ -159,6 +159,28 @@ print(json.dumps([len(tries), size, again, freed.give_up()]))
     assert outcome == [3, 80, 80, False]
 
 
+def test_what_is_expected_is_the_limit_until_memory_runs_out() -> None:
+    outcome = _run("""
+def work(mib):
+    held = []
+    for size in range(mib // 2, mib, 3):
+        touch(size)
+        held.append(meter.held_bytes() // MIB)
+    return max(held)
+meter.start()
+freed = FreedMemory(96 * MIB, expected_bytes=40 * MIB)
+few = run_keeping(freed, lambda: work(36))
+many = run_keeping(freed, lambda: work(80))
+print(json.dumps([few, many, [freed.give_up(), freed.give_up()]]))
+""")
+
+    assert isinstance(outcome, list)
+    few, many, gave_up = outcome
+    assert 30 < few <= 40
+    assert 70 < many <= 96, "kept under the wider limit, and not in its entirety given back"
+    assert gave_up == [True, False]
+
+
 def test_small_limits_no_limit_and_other_memory_keep_nothing() -> None:
     outcome = _run("print(json.dumps([FreedMemory(*a).give_up() for a in ((31 * MIB,), (None,), (64 * MIB, 'cuda'))]))")
 

@@ -78,7 +78,7 @@ def test_whole_number_will_do_for_a_fraction() -> None:
         ("alpha", float("nan")),
         ("validation-fraction", 0.0),
         ("validation-fraction", 1.0),
-        ("tolerance", 1.5),
+        ("standard-errors", -1.0),
         ("num-server-rounds", 0),
         ("local-epochs", 0),
         ("patience", 0),

@@ -403,7 +403,7 @@ MISTAKES: list[tuple[str, int, str, Callable[[Path], list[str]]]] = [
     (f"{TRAIN} --model vgg99", 2, "vgg99", nothing),
     (f"{TRAIN} --budget 100KiB", 5, "Raise the budget to 2MiB", nothing),
     (f"{TRAIN} --epochs 0", 2, "Epochs 0 is too small", nothing),
-    (f"{TRAIN} --tolerance 2", 2, "Tolerance 2.0 is not allowed", nothing),
+    (f"{TRAIN} --standard-errors=-2", 2, "Standard errors -2.0 are not allowed", nothing),
     (f"{TRAIN} --validation-fraction 1", 2, "Validation fraction 1.0", nothing),
     (f"{TRAIN} --maximum-batch -3", 2, "Maximum batch -3 is too small", nothing),
     (f"{TRAIN} --threads -1", 2, "Threads -1 is not allowed", nothing),

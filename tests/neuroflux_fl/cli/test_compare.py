@@ -273,7 +273,7 @@ def test_a_picture_that_cannot_be_written_is_told_before_anything_is_tuned(run_m
         (["--threads", "-1"], 2, "Threads -1 is not allowed"),
         (["--seed", "-1"], 2, "Seed -1 is not allowed"),
         (["--train", "--data", "digits", "--epochs", "0"], 2, "Epochs 0 is too small"),
-        (["--train", "--data", "digits", "--tolerance", "nan"], 2, "Tolerance nan is not allowed"),
+        (["--train", "--data", "digits", "--standard-errors", "nan"], 2, "Standard errors nan are not allowed"),
         (["--train"], 2, "--train needs --data"),
         (["--train", "--data", "no-such-data"], 4, "neither a known name"),
         (["--picture", "speed.pdf"], 2, "end its name in .svg or .png"),
