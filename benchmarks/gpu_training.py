@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--patience", type=int, default=0, help="epochs without a better validation accuracy; 0 trains all epochs"
     )
     parser.add_argument("--views", type=int, default=8, help="cached augmentations, of 50000 images each")
-    parser.add_argument("--standard-errors", type=float, default=1.0, help="how far a smaller exit may be behind")
+    parser.add_argument("--standard-errors", type=float, default=1.0, help="that a smaller exit may be behind")
     parser.add_argument("--train-limit", type=int)
     parser.add_argument("--test-limit", type=int)
     add_device_options(parser)

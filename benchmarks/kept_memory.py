@@ -2,7 +2,8 @@
 
 Run from the repository's root: ``python -m benchmarks.kept_memory``. One plan for each budget, made by real steps;
 passes with the limits, as shares of each block's predicted peak, take turns in one process. With 9 the budget
-alone is the limit.
+alone is the limit. Least and most are blocks' peaks over their predictions: more than the share where memory ran out
+under it.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from benchmarks.report import (
     write_json,
 )  # fmt: skip
 from neuroflux_fl import block_training
-from neuroflux_fl.arm_run import PASS_EPOCHS, time_pass
+from neuroflux_fl.arm_run import PASS_EPOCHS, pass_with_blocks
 from neuroflux_fl.arm_tuning import Refusal, tune
 from neuroflux_fl.arms import NEUROFLUX, Arm, ArmSetting
 from neuroflux_fl.block_training import KEPT_SHARE
 from neuroflux_fl.device_memory import warm_up_kernels
 from neuroflux_fl.machine_speed import measure_speed
-from neuroflux_fl.memory_allocator import allocator_environment, return_freed_memory_at_once
+from neuroflux_fl.memory_allocator import ALLOCATOR_CHOICE, allocator_environment, return_freed_memory_at_once
 from neuroflux_fl.models import MODEL_NAMES
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.sizes import MIB, parse_bytes
 
 _MODULE = "benchmarks.kept_memory"
 _CPU = torch.device("cpu")
-_HEADER = ("precision", "budget", "share", "samples/s", "min", "max", "ratio", "peak MiB", "predicted MiB")
+_HEADER = ("precision", "budget", "share", "samples/s", "min", "max", "ratio", "peak MiB", "least", "most")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         serve(_answer)
         return 0
     options = _parser().parse_args(arguments)
+    os.environ.pop(ALLOCATOR_CHOICE, None)
     if "LD_PRELOAD" not in allocator_environment(os.environ):
         sys.exit("tcmalloc is not installed (Debian: libtcmalloc-minimal4), or LD_PRELOAD is set already.")
     setting = describe_setting(
@@ -87,15 +89,17 @@ def _answer(request: dict[str, Any]) -> dict[str, object]:
     if isinstance(tuned, Refusal):
         raise SystemExit(f"NeuroFlux needs {tuned.needed_bytes / MIB:.1f} MiB: give a larger budget.")
     rates: dict[float, list[float]] = {share: [] for share in request["shares"]}
-    peaks: dict[float, int] = dict.fromkeys(rates, 0)
+    peaks: dict[float, list[int]] = {share: [] for share in rates}
+    ratios: dict[float, list[float]] = {share: [] for share in rates}
     for _ in range(request["repeats"]):
         for share, of_share in rates.items():
             block_training.KEPT_SHARE = share
-            done = time_pass(arm, tuned, request["seconds"], seed=request["seed"], device=_CPU)
-            of_share.append(done.samples / done.seconds)
-            peaks[share] = max(peaks[share], done.peak_bytes or 0)
+            timed, blocks = pass_with_blocks(arm, tuned, request["seconds"], seed=request["seed"], device=_CPU)
+            of_share.append(timed.samples / timed.seconds)
+            for done in blocks:
+                peaks[share].append(done.measured_peak_bytes or 0)
+                ratios[share].append(peaks[share][-1] / done.block.predicted_peak_bytes)
     widest = statistics.median(rates[max(rates)])
-    predicted = max(block.predicted_peak_bytes for block in tuned.plan.blocks)
     rows = [
         {
             "precision": request["precision"],
@@ -105,8 +109,9 @@ def _answer(request: dict[str, Any]) -> dict[str, object]:
             "min": round(min(of_share), 1),
             "max": round(max(of_share), 1),
             "ratio": round(statistics.median(of_share) / widest, 3),
-            "peak MiB": round(peaks[share] / MIB, 1),
-            "predicted MiB": round(predicted / MIB, 1),
+            "peak MiB": round(max(peaks[share]) / MIB, 1),
+            "least": round(min(ratios[share]), 2),
+            "most": round(max(ratios[share]), 2),
         }
         for share, of_share in rates.items()
     ]

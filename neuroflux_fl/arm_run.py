@@ -85,7 +85,7 @@ class Schedule:
     """Of NeuroFlux: passes in which heads inside windows learn from frozen units."""
     views: int = 4
     standard_errors: float = 1.0
-    """How many of the best validation accuracy a smaller exit may be behind."""
+    """How many standard errors a smaller exit may be behind the best validation accuracy."""
 
     def __post_init__(self) -> None:
         """Refuse before any arm is tuned what training would refuse after it."""
@@ -102,6 +102,13 @@ class Schedule:
 
 def time_pass(arm: Arm, tuned: TunedArm, seconds: float, *, seed: int, device: torch.device) -> TimedPass:
     """Train fresh weights on noise for about ``seconds``, and at least two batches of the largest size."""
+    return pass_with_blocks(arm, tuned, seconds, seed=seed, device=device)[0]
+
+
+def pass_with_blocks(
+    arm: Arm, tuned: TunedArm, seconds: float, *, seed: int, device: torch.device
+) -> tuple[TimedPass, tuple[BlockResult, ...]]:
+    """The same, and what each block came to."""
     images = samples_for(tuned, seconds)
     shape, classes = arm.setting.image_shape, arm.setting.classes
     data = DeviceData(
@@ -121,7 +128,7 @@ def time_pass(arm: Arm, tuned: TunedArm, seconds: float, *, seed: int, device: t
         result = trainer.train(tuned.plan)
         elapsed = time.perf_counter() - started
         after = trainer.stopwatch.seconds
-    return TimedPass(
+    timed = TimedPass(
         samples=min(block.samples for block in result.blocks),
         seconds=elapsed,
         cache_seconds=after["cache"] - before["cache"],
@@ -129,6 +136,7 @@ def time_pass(arm: Arm, tuned: TunedArm, seconds: float, *, seed: int, device: t
         peak_bytes=_peak_bytes(result),
         out_of_memory_retries=sum(block.out_of_memory_retries for block in result.blocks),
     )
+    return timed, result.blocks
 
 
 def samples_for(tuned: TunedArm, seconds: float) -> int:

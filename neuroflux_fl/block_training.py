@@ -145,7 +145,8 @@ def train_block(
         validation: activations of validation data at the same cut, for early stopping; not read without patience.
         device: where to train.
         base_learning_rate: the rate at which a step counts as one effective step.
-        memory_bytes: what training may hold; with it an allocator that can keep freed memory inside it does so.
+        memory_bytes: what training may hold; with it an allocator that can keep freed memory does so, up to
+            ``KEPT_SHARE`` of the block's predicted peak, and up to all of it where that ran out.
         learning_rate_scale: factor on the block's rate, given by the server's schedule.
         first_epoch: number of earlier passes over this data: views and orders go on from there.
         deadline: ``time.monotonic()`` after which training stops.
@@ -264,7 +265,8 @@ def _epoch(
     """One pass over the data; False where the deadline came before its end.
 
     Where memory ran out, or the first steps held far more than they may because a trace did not know this machine's
-    kernels, the batch is halved.
+    kernels, the rest is tried again: where memory ran out under the wider limit first, then with no freed memory kept,
+    then with half the batch.
     """
     steps.begin_epoch()
     remaining = order
@@ -291,7 +293,7 @@ def _epoch(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            keeping = freed.give_up()
+            keeping = freed.widen()
             if not keeping and run.samples_at_once <= steps.smallest:
                 raise
         run.steps_of_size = 0

@@ -176,13 +176,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def run_keeping(freed: FreedMemory, work: Callable[[], _Result]) -> _Result:
-    """Do work with freed memory kept, and again with less of it where memory ran out so."""
+    """Do work with freed memory kept, and again where memory ran out: under the wider limit, at last with none kept."""
     while True:
         try:
             with freed.kept():
                 return work()
         except (RuntimeError, MemoryError) as error:
-            if not (is_out_of_memory(error) and freed.give_up()):
+            if not (is_out_of_memory(error) and freed.widen()):
                 raise
         forget_failed_backward()
 

@@ -30,8 +30,13 @@ class Score:
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy, as that of a binomial share."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.total) if self.total else 0.0
+        """Of the accuracy, with two right and two wrong answers added: otherwise it would be 0 where all are right.
+
+        Agresti and Coull, Approximate is better than "exact" for interval estimation of binomial proportions, 1998.
+        """
+        total = self.total + 4
+        share = (self.correct + 2) / total
+        return math.sqrt(share * (1 - share) / total)
 
     def __add__(self, other: Score) -> Score:
         return Score(self.correct + other.correct, self.total + other.total)

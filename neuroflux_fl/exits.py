@@ -32,14 +32,16 @@ def check_standard_errors(standard_errors: float) -> None:
         UsageError: the number is negative or not finite.
     """
     if not 0 <= standard_errors < math.inf:
-        raise UsageError(f"Standard errors {standard_errors} are not allowed: give 0 or more, for example 1.")
+        raise UsageError(
+            f"Standard errors {standard_errors} are not allowed: give a finite number of 0 or more, for example 1."
+        )
 
 
 def choose_exit(scores: Mapping[int, Score], standard_errors: float) -> int:
-    """The shallowest exit whose validation accuracy is within ``standard_errors`` of the best exit's.
+    """The shallowest exit whose validation accuracy is within ``standard_errors`` standard errors of the best exit's.
 
     With 1 the rule by which Breiman, Friedman, Olshen and Stone prune trees (Classification and Regression Trees, 1984,
-    3.4.3): what a few validation images cannot tell from the best is as good, and smaller.
+    3.4.3), for what validation images can hardly tell apart.
 
     Raises:
         UsageError: no exit was scored, or the number of standard errors is negative or not finite.

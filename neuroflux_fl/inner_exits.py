@@ -70,7 +70,8 @@ def train_inner_heads(
         settings: passes, optimizer, precision and learning-rate schedule.
         validation: activations of validation data at the same cut, to score these exits.
         device: where to train.
-        memory_bytes: what training may hold; with it an allocator that can keep freed memory inside it does so.
+        memory_bytes: what training may hold; with it an allocator that can keep freed memory does so, up to the block's
+            predicted peak, of which this needs less than half, and up to all of it where that ran out.
         learning_rate_scale: factor on the block's rate.
         first_epoch: number of earlier passes over this data.
         deadline: ``time.monotonic()`` after which the heads are given up.

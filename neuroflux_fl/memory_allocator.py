@@ -123,8 +123,8 @@ class FreedMemory:
         Args:
             limit_bytes: how much more there may be, freed memory included; None, or less than 32 MiB, keeps nothing.
             device_type: whose memory the limit is about; of a GPU's this allocator knows nothing.
-            expected_bytes: what probably will do. It is the limit until memory has run out once, so that freed memory
-                does not fill what others can use; at least 32 MiB.
+            expected_bytes: how much will probably suffice. It is the limit until memory has run out once, so that freed
+                memory does not fill what others can use; at least 32 MiB.
         """
         self._tcmalloc: _Tcmalloc | None = None
         self._limits_mib: list[int] = []
@@ -136,16 +136,17 @@ class FreedMemory:
             self._tcmalloc = tcmalloc
             counted = tcmalloc.held_bytes() + tcmalloc.tables_bytes
             limits = [limit_bytes]
-            if expected_bytes is not None and expected_bytes < limit_bytes:
-                limits.append(max(expected_bytes, _SMALLEST_LIMIT_BYTES))
+            expected = limit_bytes if expected_bytes is None else max(expected_bytes, _SMALLEST_LIMIT_BYTES)
+            if expected < limit_bytes:
+                limits.append(expected)
             for limit in limits:
                 elsewhere = _ELSEWHERE_BYTES + int(_ELSEWHERE_SHARE * limit)
                 self._limits_mib.append((counted + limit - elsewhere) // MIB)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep freed memory inside; it is given back at the end. What does not fit fails as out of memory: ask
-        ``give_up`` then."""
+        """Keep freed memory inside; it is given back at the end. What does not fit fails as out of memory: then
+        ``widen``."""
         tcmalloc = self._tcmalloc
         if tcmalloc is None:
             yield
@@ -157,20 +158,27 @@ class FreedMemory:
         finally:
             self._return_at_once(tcmalloc)
 
-    def give_up(self) -> bool:
+    def widen(self) -> bool:
         """After memory ran out, of which free pieces here and there may be the cause: the wider limit, or keep no more.
 
         Returns:
             Whether any was kept until now, so that trying again is worth it.
         """
-        kept = self._tcmalloc
-        if kept is None:
-            return False
-        self._return_at_once(kept)
+        if self._tcmalloc is None or len(self._limits_mib) == 1:
+            return self.give_up()
         self._limits_mib.pop()
-        if not self._limits_mib:
-            self._tcmalloc = None
         return True
+
+    def give_up(self) -> bool:
+        """Keep no more from now on.
+
+        Returns:
+            Whether any was kept until now.
+        """
+        kept, self._tcmalloc = self._tcmalloc, None
+        if kept is not None:
+            self._return_at_once(kept)
+        return kept is not None
 
     @staticmethod
     def _return_at_once(tcmalloc: _Tcmalloc) -> None:

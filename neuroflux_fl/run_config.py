@@ -202,7 +202,9 @@ class RunConfig:
         if not 0 <= self.staleness_discount <= 1:
             raise ConfigError(f"staleness-discount is {self.staleness_discount}: give a factor from 0 to 1.")
         if not 0 <= self.standard_errors < math.inf:
-            raise ConfigError(f"standard-errors is {self.standard_errors}: give 0 or more, for example 1.")
+            raise ConfigError(
+                f"standard-errors is {self.standard_errors}: give a finite number of 0 or more, for example 1."
+            )
         if len(self.run_name) > LONGEST_RUN_NAME or not self.run_name.isprintable():
             raise ConfigError(
                 f"run-name {self.run_name!r} is no name: give at most {LONGEST_RUN_NAME} printable characters."

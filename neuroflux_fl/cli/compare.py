@@ -67,7 +67,7 @@ def compare(
     views: Annotated[int, typer.Option(help="With --train: views of the data; 1 is no augmentation.")] = 4,
     standard_errors: Annotated[
         float,
-        typer.Option(help="With --train: the smallest exit within so many of the best accuracy; 0: the best."),
+        typer.Option(help="With --train: how many standard errors a smaller exit may be behind the best."),
     ] = 1.0,
     image_side: Annotated[int, typer.Option(help="Resize images to this many pixels; 0 keeps their size.")] = 0,
     train_limit: Annotated[int, typer.Option(help="Use this many training images; 0 uses all.")] = 0,

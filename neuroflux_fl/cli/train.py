@@ -76,7 +76,7 @@ def train(
     cache_precision: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     standard_errors: Annotated[
         float,
-        typer.Option(help="The smallest exit within so many of the best validation accuracy is chosen; 0: the best."),
+        typer.Option(help="How many standard errors of validation a smaller exit may be behind; 0: the best."),
     ] = 1.0,
     validation_fraction: Annotated[float, typer.Option(help="Share of the images kept for validation.")] = 0.1,
     image_side: Annotated[int, typer.Option(help="Resize images to this many pixels; 0 keeps their size.")] = 0,

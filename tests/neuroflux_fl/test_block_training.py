@@ -423,38 +423,67 @@ def test_out_of_memory_halves_the_batch_and_training_goes_on(
     assert result.finished
 
 
+@pytest.fixture
+def kept_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freed memory that is kept under one limit, then a wider one, where 2**30 bytes and 1130 are asked for."""
+
+    class Kept:
+        def __init__(self, limit_bytes: int | None, _device_type: str, *, expected_bytes: int) -> None:
+            self._limits = 2 if limit_bytes == 2**30 and expected_bytes == pytest.approx(1130, abs=1) else 0
+
+        def kept(self) -> AbstractContextManager[None]:
+            return nullcontext()
+
+        def widen(self) -> bool:
+            self._limits -= 1
+            return self._limits >= 0
+
+        def give_up(self) -> bool:
+            keeps, self._limits = self._limits > 0, 0
+            return keeps
+
+    monkeypatch.setattr(block_training, "FreedMemory", Kept)
+
+
+@pytest.mark.usefixtures("kept_twice")
 def test_where_freed_memory_was_kept_the_batch_is_tried_again_before_it_is_halved(
     small_store: UnitStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
     planned = replace(block((0, 0)), predicted_peak_bytes=1000)
 
-    class Kept:
-        """Keeps until it is asked to give up."""
-
-        def __init__(self, limit_bytes: int | None, _device_type: str, *, expected_bytes: int) -> None:
-            self._keeps = limit_bytes == 2**30 and expected_bytes == pytest.approx(1130, abs=1)
-
-        def kept(self) -> AbstractContextManager[None]:
-            return nullcontext()
-
-        def give_up(self) -> bool:
-            keeps, self._keeps = self._keeps, False
-            return keeps
-
-    def fail_twice(units: Any, head: Any, optimizer: Any, inputs: Tensor, labels: Tensor, **options: Any) -> Any:
+    def fail_three_times(units: Any, head: Any, optimizer: Any, inputs: Tensor, labels: Tensor, **options: Any) -> Any:
         sizes.append(len(inputs))
-        if len(sizes) in (3, 4):
+        if len(sizes) in (3, 4, 5):
             raise MemoryError
         return train_window(units, head, optimizer, inputs, labels, **options)
 
-    monkeypatch.setattr(block_training, "FreedMemory", Kept)
-    monkeypatch.setattr(block_steps, "train_window", fail_twice)
+    monkeypatch.setattr(block_steps, "train_window", fail_three_times)
 
     result = train(small_store, planned, features(0, 16), TrainSettings(epochs=1, views=1), memory_bytes=2**30)
 
-    assert sizes == [2, 8, 8, 8, 4, 4]
+    assert sizes == [2, 8, 8, 8, 8, 4, 4]
     assert (result.samples, result.out_of_memory_retries, result.final_batch_size) == (16, 1, 4)
+
+
+@pytest.mark.usefixtures("kept_twice")
+def test_a_step_that_held_more_than_the_budget_is_tried_with_nothing_kept_before_the_batch_is_halved(
+    small_store: UnitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def noted(units: Any, head: Any, optimizer: Any, inputs: Tensor, labels: Tensor, **options: Any) -> Any:
+        sizes.append(len(inputs))
+        return train_window(units, head, optimizer, inputs, labels, **options)
+
+    monkeypatch.setattr(device_memory.PeakMeter, "overran", lambda *_: sizes[-1] > 4)
+    monkeypatch.setattr(block_steps, "train_window", noted)
+    planned = replace(block((0, 0)), predicted_peak_bytes=1000)
+
+    result = train(small_store, planned, features(0, 24), TrainSettings(epochs=1, views=1), memory_bytes=2**30)
+
+    assert sizes == [2, 8, 8, 4, 4]
+    assert (result.samples, result.out_of_memory_retries, result.final_batch_size) == (24, 1, 4)
 
 
 def test_a_step_that_held_more_than_the_budget_halves_the_batch(

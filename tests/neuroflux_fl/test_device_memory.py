@@ -49,7 +49,7 @@ def unit(inputs, outputs):
 chain = chain_from_modules([unit(3, 64), unit(64, 128)], image_shape=(3, 32, 32), classes=10)
 network = build_network(chain, HeadSettings())
 profile = profile_network(network, speed=MachineSpeed())
-budget = int(sys.argv[2]) * 2**20
+budget, memory = (int(size) * 2**20 for size in sys.argv[2:4])
 plan = plan_units(profile, budget, PlannerSettings(batch_tolerance=0))  # as close to the budget as it comes
 block = plan.blocks[0]
 store = UnitStore(Path(sys.argv[1]), network)
@@ -59,7 +59,7 @@ count = 3 * block.batch_size
 data = TensorSource(torch.randn(count, 3, 32, 32), np.zeros(count, np.int64))
 result = train_block(
     store, block, data, TrainSettings(epochs=1, views=1), validation=data, device=torch.device("cpu"),
-    base_learning_rate=0.05, memory_bytes=budget,
+    base_learning_rate=0.05, memory_bytes=memory,
 )
 print(json.dumps([exact, block.predicted_peak_bytes, result.measured_peak_bytes, block.batch_size]))
 """
@@ -166,16 +166,16 @@ def test_without_proc_the_meter_says_that_it_cannot_tell(tmp_path: Path, monkeyp
 
 @on_linux
 @pytest.mark.parametrize("allocator", ["system", "tcmalloc"])
-@pytest.mark.parametrize("budget", [24, 64])
-def test_a_block_holds_what_its_plan_predicts_and_kept_memory_within_the_budget(
-    tmp_path: Path, allocator: str, budget: int
+@pytest.mark.parametrize(("budget", "memory"), [(24, 24), (64, 64), (64, 256)])
+def test_a_block_holds_what_its_plan_predicts_and_kept_memory_beside_it(
+    tmp_path: Path, allocator: str, budget: int, memory: int
 ) -> None:
     environment = os.environ | {"NEUROFLUX_FL_ALLOCATOR": allocator}
     environment |= allocator_environment(environment)
     if allocator == "tcmalloc" and "LD_PRELOAD" not in environment:
         pytest.skip("tcmalloc is not installed (Debian: libtcmalloc-minimal4)")
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN_ONE_BLOCK, str(tmp_path), str(budget)],
+        [sys.executable, "-c", TRAIN_ONE_BLOCK, str(tmp_path), str(budget), str(memory)],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=100,
     )  # fmt: skip
 
@@ -185,8 +185,9 @@ def test_a_block_holds_what_its_plan_predicts_and_kept_memory_within_the_budget(
         pytest.skip("this platform cannot measure exact peaks")
     assert batch_size >= 2
     assert predicted <= budget * MIB
-    assert 0.6 * predicted <= measured <= (1.1 * predicted if allocator == "tcmalloc" else predicted)
-    assert measured <= budget * MIB
+    keeps = allocator == "tcmalloc" and memory > 32
+    assert 0.6 * predicted <= measured <= (1.1 * predicted if keeps else predicted)
+    assert measured <= memory * MIB
 
 
 @on_linux

@@ -41,6 +41,10 @@ def test_more_images_tell_closer_exits_apart() -> None:
     assert (choose_exit(few, 1.0), choose_exit(many, 1.0)) == (0, 1)
 
 
+def test_a_best_exit_without_a_mistake_has_a_standard_error_too() -> None:
+    assert choose_exit({0: Score(142, 144), 1: Score(143, 144), 2: Score(144, 144)}, 1.0) == 1
+
+
 def test_a_deeper_exit_that_is_only_as_good_is_not_taken() -> None:
     assert choose_exit({0: Score(5, 10), 3: Score(50, 100)}, 0.0) == 0
 

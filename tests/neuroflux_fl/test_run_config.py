@@ -79,6 +79,8 @@ def test_whole_number_will_do_for_a_fraction() -> None:
         ("validation-fraction", 0.0),
         ("validation-fraction", 1.0),
         ("standard-errors", -1.0),
+        ("standard-errors", float("inf")),
+        ("standard-errors", float("nan")),
         ("num-server-rounds", 0),
         ("local-epochs", 0),
         ("patience", 0),
