@@ -14,12 +14,19 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks.report import add_pass_options, describe_setting, print_setting, print_table, write_json
+from benchmarks.report import (
+    add_pass_options,
+    describe_setting,
+    print_setting,
+    print_table,
+    require_tcmalloc,
+    write_json,
+)
 from neuroflux_fl.arm_run import PASS_EPOCHS, TimedPass
 from neuroflux_fl.arm_tuning import TunedArm
 from neuroflux_fl.arm_worker import ArmWorker
 from neuroflux_fl.arms import ARMS, NEUROFLUX, ArmSetting
-from neuroflux_fl.memory_allocator import ALLOCATOR_CHOICE, allocator_environment
+from neuroflux_fl.memory_allocator import ALLOCATOR_CHOICE
 from neuroflux_fl.models import MODEL_NAMES
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.sizes import MIB, parse_bytes
@@ -30,9 +37,7 @@ _HEADER = ("precision", "budget", "allocator", "samples/s", "min", "max", "ratio
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and print a table."""
     options = _parser().parse_args(arguments)
-    os.environ.pop(ALLOCATOR_CHOICE, None)
-    if "LD_PRELOAD" not in allocator_environment(os.environ):
-        sys.exit("tcmalloc is not installed (Debian: libtcmalloc-minimal4), or LD_PRELOAD is set already.")
+    require_tcmalloc()
     setting = describe_setting(
         model=options.model, method=options.method, threads=options.threads, seed=options.seed,
         repeats=f"{options.repeats}, interleaved, medians",

@@ -3,13 +3,12 @@
 Run from the repository's root: ``python -m benchmarks.kept_memory``. One plan for each budget, made by real steps;
 passes with the limits, as shares of each block's predicted peak, take turns in one process. With 9 the budget
 alone is the limit. Least and most are blocks' peaks over their predictions: more than the share where memory ran out
-under it.
+under it, or where 32 MiB, the least limit, is more.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -24,9 +23,10 @@ from benchmarks.report import (
     describe_setting,
     print_setting,
     print_table,
+    require_tcmalloc,
     serve,
     write_json,
-)  # fmt: skip
+)
 from neuroflux_fl import block_training
 from neuroflux_fl.arm_run import PASS_EPOCHS, pass_with_blocks
 from neuroflux_fl.arm_tuning import Refusal, tune
@@ -34,7 +34,7 @@ from neuroflux_fl.arms import NEUROFLUX, Arm, ArmSetting
 from neuroflux_fl.block_training import KEPT_SHARE
 from neuroflux_fl.device_memory import warm_up_kernels
 from neuroflux_fl.machine_speed import measure_speed
-from neuroflux_fl.memory_allocator import ALLOCATOR_CHOICE, allocator_environment, return_freed_memory_at_once
+from neuroflux_fl.memory_allocator import return_freed_memory_at_once
 from neuroflux_fl.models import MODEL_NAMES
 from neuroflux_fl.planning import PlannerSettings
 from neuroflux_fl.sizes import MIB, parse_bytes
@@ -50,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         serve(_answer)
         return 0
     options = _parser().parse_args(arguments)
-    os.environ.pop(ALLOCATOR_CHOICE, None)
-    if "LD_PRELOAD" not in allocator_environment(os.environ):
-        sys.exit("tcmalloc is not installed (Debian: libtcmalloc-minimal4), or LD_PRELOAD is set already.")
+    require_tcmalloc()
     setting = describe_setting(
         model=options.model, threads=options.threads, seed=options.seed,
         repeats=f"{options.repeats}, interleaved, medians",

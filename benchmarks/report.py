@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from neuroflux_fl.memory_allocator import allocator_environment
+from neuroflux_fl.memory_allocator import ALLOCATOR_CHOICE, allocator_environment
 
 WORKER_FLAG = "--worker"
 _REPOSITORY = Path(__file__).resolve().parents[1]
@@ -72,6 +72,13 @@ def add_pass_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
+
+
+def require_tcmalloc() -> None:
+    """End a benchmark of tcmalloc where processes started from here would not get it."""
+    os.environ.pop(ALLOCATOR_CHOICE, None)
+    if "LD_PRELOAD" not in allocator_environment(os.environ):
+        raise SystemExit("tcmalloc is not installed (Debian: libtcmalloc-minimal4), or LD_PRELOAD is set already.")
 
 
 def serve(answer: Callable[[dict[str, Any]], Mapping[str, object]]) -> None:
