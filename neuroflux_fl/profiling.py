@@ -260,7 +260,8 @@ def measure_profile(
     """Run real steps of each window at two batch sizes, check the memory line on a third, and keep the times.
 
     The batch sizes stay inside ``available_bytes`` by the traced lines. Where the device holds more than the trace
-    says, the lines are raised by the largest difference seen. Steps are timed as they will run under ``budget_bytes``.
+    says, the lines are raised by the largest difference seen. Steps are timed while freed memory is kept up to
+    ``budget_bytes``; a block keeps less of it, and may take up to a fifth longer (docs/methods.md).
     """
     optimizer, compute = optimizer or OptimizerSettings(), compute or ComputeSettings()
     profiles = WindowTable(traced.windows.__getitem__, traced.windows)
