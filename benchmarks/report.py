@@ -75,7 +75,7 @@ def add_pass_options(parser: argparse.ArgumentParser) -> None:
 
 
 def require_tcmalloc() -> None:
-    """End a benchmark of tcmalloc where processes started from here would not get it."""
+    """Let processes started from here have tcmalloc whatever ``NEUROFLUX_FL_ALLOCATOR`` says, or end the benchmark."""
     os.environ.pop(ALLOCATOR_CHOICE, None)
     if "LD_PRELOAD" not in allocator_environment(os.environ):
         raise SystemExit("tcmalloc is not installed (Debian: libtcmalloc-minimal4), or LD_PRELOAD is set already.")

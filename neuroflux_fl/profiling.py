@@ -257,7 +257,7 @@ def measure_profile(
     optimizer: OptimizerSettings | None = None,
     compute: ComputeSettings | None = None,
 ) -> NetworkProfile:
-    """Run real steps of each window at two batch sizes, check the memory line on a third, and keep the times.
+    """Run real steps of each window at up to three batch sizes, check the memory lines on them, and keep the times.
 
     The batch sizes stay inside ``available_bytes`` by the traced lines. Where the device holds more than the trace
     says, the lines are raised by the largest difference seen. Steps are timed while freed memory is kept up to
